@@ -1,0 +1,13 @@
+// The instruction levels that kernels are written for, lowest first.
+#pragma once
+
+namespace subbit {
+
+enum class Level { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vbmi = 3 };
+
+constexpr int kLevelCount = 4;
+constexpr const char* kLevelNames[kLevelCount] = {"scalar", "avx2", "avx512", "avx512vbmi"};
+
+constexpr const char* name(Level level) { return kLevelNames[static_cast<int>(level)]; }
+
+}  // namespace subbit

@@ -1,0 +1,18 @@
+#include "cpu/kernels.h"
+#include "cpu/rows_impl.h"
+#include "cpu/vec_avx2.h"
+#include "cpu/vec_avx512.h"
+
+namespace subbit {
+
+void gather_float_rows_avx512(const GatherRowsTask& task) {
+  if (task.pixels > 8) {
+    gather_rows<F32x16, 1, 16>(task);
+  } else {
+    gather_rows<F32x8, 1, 16>(task);  // half a row is half the work: a 7x7 image is three rows and one pixel
+  }
+}
+
+void finish_float_rows_avx512(const FinishTask& task) { finish_rows<F32x16, float, 16>(task); }
+
+}  // namespace subbit

@@ -1,0 +1,150 @@
+// Stage 2 of the tables layout: vpermb looks up 64 output channels of one pixel and unit at a time.
+#include <immintrin.h>
+
+#include "cpu/kernels.h"
+
+namespace subbit {
+namespace {
+
+// A biased response is at most 18 (nine taps), so a byte holds the sum of 14 units (252).
+constexpr int kUnitsPerByteSum = 14;
+
+// Adds bytes to the 16-bit sums of the same 64 channels. Even bytes are channels 0..31 and odd bytes 32..63
+// (the order is put into the positions), so no byte has to change lanes.
+inline void widen(__m512i bytes, std::uint16_t* sums) {
+  const __m512i even = _mm512_and_si512(bytes, _mm512_set1_epi16(0xff));
+  const __m512i odd = _mm512_srli_epi16(bytes, 8);
+  _mm512_store_si512(sums, _mm512_add_epi16(_mm512_load_si512(sums), even));
+  _mm512_store_si512(sums + 32, _mm512_add_epi16(_mm512_load_si512(sums + 32), odd));
+}
+
+// kPixels pixels times kVectors * 64 channels: their byte sums stay in registers over kUnitsPerByteSum units.
+// A register of tables holds kSlots units.
+template <int kSlots, int kVectors, int kPixels>
+inline void gather(const GatherTablesTask& task, int first_pixel, std::int64_t first_output) {
+  constexpr int kGroup = kUnitsPerByteSum / kSlots;
+  const std::int64_t vector_stride = std::int64_t{task.registers} * kSlots * 64;
+  const std::uint8_t* positions = task.positions + first_output / 64 * vector_stride;
+  const std::uint8_t* tables = task.tables + first_pixel * task.table_stride;
+  std::uint16_t* sums = task.sums + first_pixel * task.outputs + first_output;
+  for (int start = 0; start < task.registers; start += kGroup) {
+    const int end = start + kGroup < task.registers ? start + kGroup : task.registers;
+    __m512i acc[kPixels][kVectors];
+    for (auto& pixel : acc) {
+      for (auto& sum : pixel) sum = _mm512_setzero_si512();
+    }
+    for (int r = start; r < end; ++r) {
+      for (int s = 0; s < kSlots; ++s) {
+        __m512i position[kVectors];
+        for (int v = 0; v < kVectors; ++v) {
+          position[v] = _mm512_load_si512(positions + v * vector_stride + (r * kSlots + s) * 64);
+        }
+        for (int p = 0; p < kPixels; ++p) {
+          const __m512i table = _mm512_load_si512(tables + p * task.table_stride + r * 64);
+          for (int v = 0; v < kVectors; ++v) {
+            acc[p][v] = _mm512_add_epi8(acc[p][v], _mm512_permutexvar_epi8(position[v], table));
+          }
+        }
+      }
+    }
+    for (int p = 0; p < kPixels; ++p) {
+      for (int v = 0; v < kVectors; ++v) widen(acc[p][v], sums + p * task.outputs + v * 64);
+    }
+  }
+}
+
+template <int kSlots, int kPixels>
+inline void gather_outputs(const GatherTablesTask& task, int first_pixel) {
+  std::int64_t o = 0;
+  for (; o + 128 <= task.outputs; o += 128) gather<kSlots, 2, kPixels>(task, first_pixel, o);
+  if (o < task.outputs) gather<kSlots, 1, kPixels>(task, first_pixel, o);
+}
+
+template <int kSlots>
+inline void gather_pixels(const GatherTablesTask& task) {
+  int p = 0;
+  for (; p + 8 <= task.pixels; p += 8) gather_outputs<kSlots, 8>(task, p);
+  for (; p + 4 <= task.pixels; p += 4) gather_outputs<kSlots, 4>(task, p);
+  for (; p < task.pixels; ++p) gather_outputs<kSlots, 1>(task, p);
+}
+
+// Columns become rows: x[i] lane j goes to x[j] lane i, by pairs of 32-bit lanes, of 64-bit lanes, of quarters.
+inline void transpose(__m512 x[16]) {
+  __m512 t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      const __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + j + 2]);
+      x[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+      x[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = _mm512_shuffle_f32x4(x[i], x[i + 4], 0x88), b = _mm512_shuffle_f32x4(x[i], x[i + 4], 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0xdd);
+    t[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+    t[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    t[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+    t[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
+  for (int i = 0; i < 16; ++i) x[i] = t[i];
+}
+
+inline __mmask16 first_lanes(std::int64_t n) { return n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1); }
+
+}  // namespace
+
+void gather_binary_tables_avx512vbmi(const GatherTablesTask& task) {
+  switch (task.slot) {
+    case 64:
+      return gather_pixels<1>(task);
+    case 32:
+      return gather_pixels<2>(task);
+    case 16:
+      return gather_pixels<4>(task);
+    default:
+      return gather_pixels<8>(task);
+  }
+}
+
+void finish_binary_tables_avx512vbmi(const FinishTask& task) {
+  const auto* sums = static_cast<const std::uint16_t*>(task.sums);
+  for (std::int64_t o = 0; o < task.outputs; o += 16) {
+    const __mmask16 channels = first_lanes(task.outputs - o);
+    const __m512 scale = task.scale ? _mm512_maskz_loadu_ps(channels, task.scale + o) : _mm512_set1_ps(1);
+    const __m512 bias = task.bias ? _mm512_maskz_loadu_ps(channels, task.bias + o) : _mm512_setzero_ps();
+    const auto value = [&](int p) {
+      const __m256i sum = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums + p * task.sums_stride + o));
+      const __m512i unbiased = _mm512_sub_epi32(_mm512_cvtepu16_epi32(sum), _mm512_set1_epi32(task.bias_of_sums));
+      return _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(unbiased), scale), bias);
+    };
+    float* y = task.y + o * task.y_channel;
+    if (task.y_channel == 1) {
+      for (int p = 0; p < task.pixels; ++p) _mm512_mask_storeu_ps(y + p * task.y_pixel, channels, value(p));
+      continue;
+    }
+    const int rows = task.outputs - o < 16 ? static_cast<int>(task.outputs - o) : 16;
+    for (int first = 0; first < task.pixels; first += 16) {
+      const int columns = task.pixels - first < 16 ? task.pixels - first : 16;
+      __m512 block[16];
+      for (int i = 0; i < 16; ++i) block[i] = i < columns ? value(first + i) : _mm512_setzero_ps();
+      transpose(block);
+      for (int i = 0; i < rows; ++i) {
+        float* row = y + i * task.y_channel + first * task.y_pixel;
+        if (task.y_pixel == 1) {
+          _mm512_mask_storeu_ps(row, first_lanes(columns), block[i]);
+        } else {
+          alignas(64) float lanes[16];
+          _mm512_store_ps(lanes, block[i]);
+          for (int j = 0; j < columns; ++j) row[j * task.y_pixel] = lanes[j];
+        }
+      }
+    }
+  }
+}
+
+}  // namespace subbit

@@ -1,0 +1,192 @@
+// The steps of the rows layout over a vector type V, for the ISA files to instantiate. V says how many lanes
+// it has, what its elements are, and how to load, store, add and subtract them (see vec_*.h).
+//
+// Everything is static: an ISA file's instance must never be the one that the linker keeps for another's.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernel.h"
+
+namespace subbit {
+namespace {
+
+// One line into scratch: zeros in front, elements, zeros up to the length and on to whole vectors.
+template <class V>
+inline void load_line(const Line& line, const StageTask& task, typename V::Element* out) {
+  typename V::Element* end = out + line.length;
+  for (std::int64_t i = 0; i < line.before; i += V::kLanes) V::store_unaligned(out + i, V::zero());
+  out += line.before;
+  if (line.step == 1) {
+    for (std::int64_t i = 0; i < line.count; i += V::kLanes) {
+      const std::int64_t left = line.count - i;
+      V::store_unaligned(out + i, V::load_input(line.x + i, left < V::kLanes ? static_cast<int>(left) : V::kLanes,
+                                                task.binarize, task.sign_zero));
+    }
+  } else {
+    for (std::int64_t i = 0; i < line.count; i += V::kLanes) {
+      float gathered[V::kLanes];
+      const std::int64_t left = line.count - i;
+      const int n = left < V::kLanes ? static_cast<int>(left) : V::kLanes;
+      for (int j = 0; j < n; ++j) gathered[j] = line.x[(i + j) * line.step];
+      V::store_unaligned(out + i, V::load_input(gathered, n, task.binarize, task.sign_zero));
+    }
+  }
+  for (out += line.count; out < end; out += V::kLanes) V::store_unaligned(out, V::zero());
+}
+
+template <class V>
+inline void load_lines(const StageTask& task) {
+  for (int l = 0; l < task.line_count; ++l) {
+    load_line<V>(task.lines[l], task, static_cast<typename V::Element*>(task.scratch) + l * task.scratch_stride);
+  }
+}
+
+template <class V>
+inline void stage_3x3(const StageTask& task) {
+  using T = typename V::Element;
+  load_lines<V>(task);
+  const T* tap[3];
+  for (int t = 0; t < 3; ++t) {
+    tap[t] = static_cast<const T*>(task.scratch) + task.tap_line[t] * task.scratch_stride + task.tap_shift[t];
+  }
+  T* plane = static_cast<T*>(task.planes);
+  for (std::int64_t i = 0; i < task.columns; i += V::kLanes) {
+    const auto x0 = V::load_unaligned(tap[0] + i);
+    const auto x1 = V::load_unaligned(tap[1] + i);
+    const auto x2 = V::load_unaligned(tap[2] + i);
+    const auto plus = V::add(x0, x1);
+    const auto minus = V::sub(x0, x1);
+    V::store_unaligned(plane + i, V::add(plus, x2));
+    V::store_unaligned(plane + i + task.plane_stride, V::sub(plus, x2));
+    V::store_unaligned(plane + i + 2 * task.plane_stride, V::add(minus, x2));
+    V::store_unaligned(plane + i + 3 * task.plane_stride, V::sub(minus, x2));
+  }
+}
+
+template <class V>
+inline void stage_8x1x1(const StageTask& task) {
+  using T = typename V::Element;
+  load_lines<V>(task);
+  for (int half = 0; half < 2; ++half) {
+    const T* x = static_cast<const T*>(task.scratch) + half * 4 * task.scratch_stride;
+    T* plane = static_cast<T*>(task.planes) + half * kPatternsOfHalf * task.plane_stride;
+    for (std::int64_t i = 0; i < task.columns; i += V::kLanes) {
+      const auto x0 = V::load_unaligned(x + i);
+      const auto x1 = V::load_unaligned(x + i + task.scratch_stride);
+      const auto x2 = V::load_unaligned(x + i + 2 * task.scratch_stride);
+      const auto x3 = V::load_unaligned(x + i + 3 * task.scratch_stride);
+      const auto plus = V::add(x2, x3);
+      const auto minus = V::sub(x2, x3);
+      T* out = plane + i;
+      const auto store_four = [&](auto pair) {  // signs of (x2, x3): ++ +- -+ --
+        V::store_unaligned(out, V::add(pair, plus));
+        V::store_unaligned(out + task.plane_stride, V::add(pair, minus));
+        V::store_unaligned(out + 2 * task.plane_stride, V::sub(pair, minus));
+        V::store_unaligned(out + 3 * task.plane_stride, V::sub(pair, plus));
+        out += 4 * task.plane_stride;
+      };
+      store_four(V::add(x0, x1));
+      store_four(V::sub(x0, x1));
+    }
+  }
+}
+
+template <class V, bool kMinus, class Vector>
+inline Vector add_signed(Vector a, Vector b) {
+  return kMinus ? V::sub(a, b) : V::add(a, b);
+}
+
+// One run of RowProgram: the signs are constants, so the loop has no branches.
+template <class V, int kParts, int kRun>
+inline void respond_run(const RowProgram& program, const typename V::Element* const part[3], typename V::Element* rows,
+                        int row_elements) {
+  constexpr bool kMinus0 = kRun >> (kParts - 1) & 1;
+  constexpr bool kMinus1 = kRun >> (kParts - 2) & 1;
+  constexpr bool kMinus2 = kRun & 1;
+  for (int k = kRun == 0 ? 0 : program.run_end[kRun - 1]; k < program.run_end[kRun]; ++k) {
+    const RowTerms& terms = program.terms[k];
+    auto sum = V::load_unaligned(part[0] + terms.offset[0]);
+    if constexpr (kMinus0) sum = V::negate(sum);
+    sum = add_signed<V, kMinus1>(sum, V::load_unaligned(part[1] + terms.offset[1]));
+    if constexpr (kParts == 3) sum = add_signed<V, kMinus2>(sum, V::load_unaligned(part[2] + terms.offset[2]));
+    V::store(rows + k * row_elements, sum);
+  }
+}
+
+template <class V, int kVectors>
+inline void respond_rows(const RespondRowsTask& task, int parts) {
+  using T = typename V::Element;
+  constexpr int kRowElements = V::kLanes * kVectors;
+  for (int v = 0; v < kVectors; ++v) {
+    const T* part[3];
+    for (int i = 0; i < 3; ++i) part[i] = static_cast<const T*>(task.part[i]) + v * V::kLanes;
+    T* rows = static_cast<T*>(task.rows) + v * V::kLanes;
+    const RowProgram& program = *task.program;
+    if (parts == 3) {
+      respond_run<V, 3, 0>(program, part, rows, kRowElements);
+      respond_run<V, 3, 1>(program, part, rows, kRowElements);
+      respond_run<V, 3, 2>(program, part, rows, kRowElements);
+      respond_run<V, 3, 3>(program, part, rows, kRowElements);
+      respond_run<V, 3, 4>(program, part, rows, kRowElements);
+      respond_run<V, 3, 5>(program, part, rows, kRowElements);
+      respond_run<V, 3, 6>(program, part, rows, kRowElements);
+      respond_run<V, 3, 7>(program, part, rows, kRowElements);
+    } else {
+      respond_run<V, 2, 0>(program, part, rows, kRowElements);
+      respond_run<V, 2, 1>(program, part, rows, kRowElements);
+      respond_run<V, 2, 2>(program, part, rows, kRowElements);
+      respond_run<V, 2, 3>(program, part, rows, kRowElements);
+    }
+  }
+}
+
+// Adds a block's responses to the sums of `outputs` channels, four channels at a time so that their
+// additions overlap. V::Accumulator holds the running sums of a row's first kVectors vectors.
+template <class V, int kVectors, int kRowElements>
+inline void gather_rows(const GatherRowsTask& task) {
+  const char* rows = static_cast<const char*>(task.rows);
+  const std::uint16_t* offsets = task.offsets;
+  auto* sums = static_cast<typename V::Sum*>(task.sums);
+  for (std::int64_t o = 0; o < task.outputs; o += kOutputsPerStep) {
+    typename V::Accumulator acc[kOutputsPerStep][kVectors];
+    for (int i = 0; i < kOutputsPerStep; ++i) {
+      for (int v = 0; v < kVectors; ++v) acc[i][v].open(sums + i * kRowElements + v * V::kLanes);
+    }
+    for (int u = 0; u < task.units; ++u, offsets += kOutputsPerStep) {
+      for (int i = 0; i < kOutputsPerStep; ++i) {
+        const auto* row = reinterpret_cast<const typename V::Element*>(rows + offsets[i]);
+        for (int v = 0; v < kVectors; ++v) acc[i][v].add(V::load(row + v * V::kLanes));
+      }
+    }
+    for (int i = 0; i < kOutputsPerStep; ++i) {
+      for (int v = 0; v < kVectors; ++v) acc[i][v].close(sums + i * kRowElements + v * V::kLanes);
+    }
+    sums += kOutputsPerStep * kRowElements;
+  }
+}
+
+// F is the float vector of the level; F::load_sums reads sums of either kind as floats.
+template <class F, class Sum, int kRowElements>
+inline void finish_rows(const FinishTask& task) {
+  const Sum* sums = static_cast<const Sum*>(task.sums);
+  for (std::int64_t o = 0; o < task.outputs; ++o, sums += kRowElements) {
+    const auto scale = F::broadcast(task.scale ? task.scale[o] : 1);
+    const auto bias = F::broadcast(task.bias ? task.bias[o] : 0);
+    float* y = task.y + o * task.y_channel;
+    for (int p = 0; p < task.pixels; p += F::kLanes) {
+      const auto value = F::add(F::mul(F::load_sums(sums + p), scale), bias);
+      const int n = task.pixels - p < F::kLanes ? task.pixels - p : F::kLanes;
+      if (task.y_pixel == 1) {
+        F::store_partial(y + p, value, n);
+      } else {
+        alignas(64) float lanes[F::kLanes];
+        F::store(lanes, value);
+        for (int i = 0; i < n; ++i) y[(p + i) * task.y_pixel] = lanes[i];
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace subbit

@@ -1,0 +1,34 @@
+// Which kernel runs a convolution: a pure function of its sizes and the level, so that a test can pin the
+// answer for any machine on any machine.
+#pragma once
+
+#include <cstdint>
+
+#include "core/level.h"
+#include "cpu/kernel.h"
+
+namespace subbit {
+
+struct Problem {
+  Activations activations;
+  Unit unit;
+  int codewords;
+  std::int64_t units;  // of one output channel
+};
+
+struct Plan {
+  const Kernel* kernel;
+  bool binarize;        // a float kernel that takes the sign of its input
+  int units_per_block;  // whose responses are in the cache at one time
+};
+
+// Bytes of +-9 may be added 14 times (126). With a 16-bit sum behind them, kBinaryTaps taps are the most.
+constexpr int kBinaryUnitsPerBlock = 14;
+constexpr std::int64_t kBinaryTaps = 32767;
+
+// The bytes that one unit takes in a register of tables: a power of two, at least 8.
+int table_slot(int codewords);
+
+Plan select(const Problem& problem, Level level);
+
+}  // namespace subbit

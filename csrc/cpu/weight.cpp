@@ -1,0 +1,139 @@
+#include "cpu/weight.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "core/checked.h"
+
+namespace subbit {
+namespace {
+
+constexpr int kOutputsPerVector = 64;
+
+// A part of a codeword (a row of three taps, or a half of four) as a sign and a signless pattern.
+struct SignedPattern {
+  bool minus;
+  int pattern;
+};
+
+SignedPattern part_of(Codeword codeword, Unit unit, int part) {
+  const int taps = unit == Unit::k3x3 ? 3 : 4;
+  const auto is_minus = [&](int tap) { return !(codeword >> (part * taps + tap) & 1); };
+  SignedPattern result{is_minus(0), 0};
+  for (int tap = 1; tap < taps; ++tap) result.pattern = 2 * result.pattern + (is_minus(tap) != result.minus);
+  return result;
+}
+
+RowsForm make_rows_form(const DecodedWeight& weight, const Plan& plan, std::int64_t groups) {
+  RowsForm form;
+  const int codewords = static_cast<int>(weight.codebook.size());
+  const int parts = weight.unit == Unit::k3x3 ? 3 : 2;
+
+  std::vector<int> run(codewords, 0);
+  for (int k = 0; k < codewords; ++k) {
+    for (int part = 0; part < parts; ++part) {
+      run[k] = 2 * run[k] + part_of(weight.codebook[k], weight.unit, part).minus;
+    }
+  }
+  std::vector<int> order(codewords);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return run[a] < run[b]; });
+  std::vector<int> row_of(codewords);
+  for (int row = 0; row < codewords; ++row) {
+    const int k = order[row];
+    row_of[k] = row;
+    RowsForm::Patterns patterns{};
+    for (int part = 0; part < parts; ++part) {
+      patterns.of_part[part] = part_of(weight.codebook[k], weight.unit, part).pattern;
+    }
+    form.patterns.push_back(patterns);
+    for (int r = run[k]; r < 8; ++r) form.run_end[r] = row + 1;
+  }
+
+  const int row_bytes = plan.kernel->pixels * (plan.kernel->activations == Activations::kBinary ? 1 : 4);
+  const std::int64_t outputs = weight.out_channels / groups;
+  const std::int64_t padded = padded_outputs(*plan.kernel, outputs);
+  form.offsets.resize(checked_product({groups, padded, weight.units}, "prepared weight"), 0);
+  std::uint16_t* out = form.offsets.data();
+  for (std::int64_t group = 0; group < groups; ++group) {
+    for (std::int64_t first = 0; first < weight.units; first += plan.units_per_block) {
+      const std::int64_t units = std::min<std::int64_t>(plan.units_per_block, weight.units - first);
+      for (std::int64_t o = 0; o < padded; o += kOutputsPerStep) {
+        for (std::int64_t u = 0; u < units; ++u) {
+          for (int i = 0; i < kOutputsPerStep; ++i, ++out) {
+            if (o + i >= outputs) continue;
+            const int k = weight.indices[(group * outputs + o + i) * weight.units + first + u];
+            *out = static_cast<std::uint16_t>((u * codewords + row_of[k]) * row_bytes);
+          }
+        }
+      }
+    }
+  }
+  return form;
+}
+
+TablesForm make_tables_form(const DecodedWeight& weight, const Plan& plan, std::int64_t groups) {
+  TablesForm form;
+  form.slot = table_slot(static_cast<int>(weight.codebook.size()));
+  const int taps = unit_taps(weight.unit);
+  const int patches = 1 << taps;
+  form.responses = AlignedBuffer(static_cast<std::size_t>(patches) * form.slot);
+  for (int patch = 0; patch < patches; ++patch) {
+    for (std::size_t k = 0; k < weight.codebook.size(); ++k) {
+      // Taps that agree count +1 and the others -1: the response is taps - 2 * different, plus the bias of taps.
+      const int different = __builtin_popcount(static_cast<unsigned>(patch ^ weight.codebook[k]));
+      form.responses.data()[patch * form.slot + k] = static_cast<std::byte>(2 * (taps - different));
+    }
+  }
+
+  const int slots = 64 / form.slot;
+  const std::int64_t outputs = weight.out_channels / groups;
+  const std::int64_t padded = padded_outputs(*plan.kernel, outputs);
+  std::int64_t units_in_registers = 0;
+  for (std::int64_t first = 0; first < weight.units; first += plan.units_per_block) {
+    units_in_registers += round_up(std::min<std::int64_t>(plan.units_per_block, weight.units - first), slots);
+  }
+  form.positions = AlignedBuffer(checked_product({groups, padded, units_in_registers}, "prepared weight"));
+  std::byte* out = form.positions.data();
+  for (std::int64_t group = 0; group < groups; ++group) {
+    for (std::int64_t first = 0; first < weight.units; first += plan.units_per_block) {
+      const std::int64_t units = std::min<std::int64_t>(plan.units_per_block, weight.units - first);
+      for (std::int64_t o = 0; o < padded; o += kOutputsPerVector) {
+        for (std::int64_t u = 0; u < round_up(units, slots); ++u) {
+          for (int lane = 0; lane < kOutputsPerVector; ++lane, ++out) {
+            // Even bytes are widened to channels 0..31, odd bytes to 32..63 (gather_avx512vbmi.cpp).
+            const std::int64_t channel = o + lane / 2 + (lane % 2) * 32;
+            int position = static_cast<int>(u % slots) * form.slot;
+            if (u < units && channel < outputs) {
+              position += weight.indices[(group * outputs + channel) * weight.units + first + u];
+            }
+            *out = static_cast<std::byte>(position);
+          }
+        }
+      }
+    }
+  }
+  return form;
+}
+
+}  // namespace
+
+std::int64_t padded_outputs(const Kernel& kernel, std::int64_t outputs) {
+  return round_up(outputs, kernel.layout == Layout::kRows ? kOutputsPerStep : kOutputsPerVector);
+}
+
+const RowsForm& Weight::rows_form(const Plan& plan, std::int64_t groups) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  auto& form = rows_[{plan.kernel, groups}];
+  if (!form) form = std::make_unique<const RowsForm>(make_rows_form(decoded_, plan, groups));
+  return *form;
+}
+
+const TablesForm& Weight::tables_form(const Plan& plan, std::int64_t groups) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  auto& form = tables_[{plan.kernel, groups}];
+  if (!form) form = std::make_unique<const TablesForm>(make_tables_form(decoded_, plan, groups));
+  return *form;
+}
+
+}  // namespace subbit

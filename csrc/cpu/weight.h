@@ -1,0 +1,59 @@
+// A decoded weight together with the forms that kernels read, each made once, when first asked for.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "core/packed.h"
+#include "cpu/aligned.h"
+#include "cpu/select.h"
+
+namespace subbit {
+
+// The rows layout's form. Codewords are sorted by their signs (RowProgram); an offset is the row of a unit's
+// codeword in a block of responses.
+struct RowsForm {
+  struct Patterns {
+    int of_part[3];
+  };
+  std::vector<Patterns> patterns;  // of each row of responses
+  int run_end[8] = {};
+  std::vector<std::uint16_t> offsets;  // [group][block][outputs / kOutputsPerStep][units][kOutputsPerStep]
+};
+
+// The tables layout's form.
+struct TablesForm {
+  int slot = 0;
+  AlignedBuffer responses;  // [patch number][slot]
+  AlignedBuffer positions;  // [group][block][outputs / 64][units, in whole registers][64]
+};
+
+class Weight {
+ public:
+  explicit Weight(DecodedWeight decoded) : decoded_(std::move(decoded)) {}
+
+  const DecodedWeight& decoded() const { return decoded_; }
+
+  // Safe to call from any number of threads. The reference stays valid as long as the weight.
+  const RowsForm& rows_form(const Plan& plan, std::int64_t groups) const;
+  const TablesForm& tables_form(const Plan& plan, std::int64_t groups) const;
+
+ private:
+  using Key = std::pair<const Kernel*, std::int64_t>;
+  template <class Form>
+  using Forms = std::map<Key, std::unique_ptr<const Form>>;
+
+  DecodedWeight decoded_;
+  mutable std::mutex mutex_;
+  mutable Forms<RowsForm> rows_;
+  mutable Forms<TablesForm> tables_;
+};
+
+// Outputs of one group as the forms count them: whole steps of the gather.
+std::int64_t padded_outputs(const Kernel& kernel, std::int64_t outputs);
+
+}  // namespace subbit

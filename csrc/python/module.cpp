@@ -1,0 +1,146 @@
+// The Python module subbit_infer._C: checks what it is given, releases the GIL, calls. Tensors arrive as
+// addresses, sizes and strides (in elements), so nothing here depends on torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "core/checked.h"
+#include "core/packed.h"
+#include "cpu/conv.h"
+#include "cpu/features.h"
+#include "cpu/kernels.h"
+#include "cpu/select.h"
+#include "cpu/weight.h"
+
+namespace py = pybind11;
+
+namespace subbit {
+namespace {
+
+using Pair = std::array<std::int64_t, 2>;
+using Quad = std::array<std::int64_t, 4>;
+
+template <class T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+std::unique_ptr<Weight> make_weight(Unit unit, std::int64_t out_channels, std::int64_t units, int codewords,
+                                    std::uintptr_t indices, std::int64_t indices_bytes, std::uintptr_t codebook,
+                                    std::int64_t codebook_bytes) {
+  const py::gil_scoped_release release;
+  return std::make_unique<Weight>(decode(unit, out_channels, units, codewords, pointer<const std::uint8_t>(indices),
+                                         indices_bytes, pointer<const std::uint8_t>(codebook), codebook_bytes));
+}
+
+void expect(bool holds, const std::string& rule) {
+  if (!holds) throw std::invalid_argument("conv2d: " + rule);
+}
+
+std::int64_t output_size(std::int64_t input, std::int64_t pad, std::int64_t dilation, int kernel, std::int64_t stride) {
+  const std::int64_t reach = dilation * (kernel - 1) + 1;
+  return input + 2 * pad < reach ? -1 : (input + 2 * pad - reach) / stride + 1;
+}
+
+void conv2d(const Weight& weight, std::uintptr_t x, const Quad& x_shape, const Quad& x_strides, std::uintptr_t y,
+            const Quad& y_shape, const Quad& y_strides, std::uintptr_t scale, std::uintptr_t bias, const Pair& stride,
+            const Pair& padding, const Pair& dilation, std::int64_t groups, bool binary, bool sign_zero, int threads,
+            const std::optional<std::string>& level) {
+  const DecodedWeight& decoded = weight.decoded();
+  constexpr std::int64_t kMost = std::int64_t{1} << 31;
+  for (int axis = 0; axis < 2; ++axis) {
+    expect(stride[axis] >= 1 && stride[axis] < kMost, "stride must be in [1, 2^31)");
+    expect(dilation[axis] >= 1 && dilation[axis] < kMost, "dilation must be in [1, 2^31)");
+    expect(padding[axis] >= 0 && padding[axis] < kMost, "padding must be in [0, 2^31)");
+    expect(x_shape[2 + axis] < kMost, "height and width must be below 2^31");
+    expect(y_shape[2 + axis] ==
+               output_size(x_shape[2 + axis], padding[axis], dilation[axis], kernel_size(decoded.unit), stride[axis]),
+           "the output's height and width do not fit the input's");
+  }
+  expect(groups >= 1 && decoded.out_channels % groups == 0, "groups must divide out_channels");
+  checked_product({x_shape[0], x_shape[1], x_shape[2], x_shape[3]}, "input");
+  expect(x_shape[1] == decoded.units * unit_channels(decoded.unit) * groups,
+         "the input's channels do not fit the weight");
+  expect(y_shape[0] == x_shape[0] && y_shape[1] == decoded.out_channels, "the output's sizes do not fit");
+  expect(y_shape[2] <= 1 || y_strides[2] == y_shape[3] * y_strides[3], "the output's rows must follow each other");
+  expect(threads >= 1, "threads must be at least 1");
+
+  ConvParams params;
+  params.unit = decoded.unit;
+  params.activations = binary ? Activations::kBinary : Activations::kFloat;
+  params.sign_zero = sign_zero;
+  params.batch = x_shape[0], params.in_channels = x_shape[1], params.height = x_shape[2], params.width = x_shape[3];
+  params.out_channels = y_shape[1], params.out_height = y_shape[2], params.out_width = y_shape[3];
+  params.groups = groups;
+  params.stride_h = stride[0], params.stride_w = stride[1];
+  params.pad_h = padding[0], params.pad_w = padding[1];
+  params.dilation_h = dilation[0], params.dilation_w = dilation[1];
+  params.x = pointer<const float>(x);
+  params.x_n = x_strides[0], params.x_c = x_strides[1], params.x_h = x_strides[2], params.x_w = x_strides[3];
+  params.y = pointer<float>(y);
+  params.y_n = y_strides[0], params.y_c = y_strides[1], params.y_h = y_strides[2], params.y_w = y_strides[3];
+  params.scale = pointer<const float>(scale);
+  params.bias = pointer<const float>(bias);
+  params.threads = threads;
+
+  const Level used = level ? parse_level(*level) : active_level();
+  const py::gil_scoped_release release;
+  conv(weight, params, used);
+}
+
+py::dict select_plan(bool binary, Unit unit, int codewords, std::int64_t units, const std::string& level) {
+  // Any machine can ask what any other would do, so the level is only looked up, not checked against this one.
+  for (int i = 0; i < kLevelCount; ++i) {
+    if (level != kLevelNames[i]) continue;
+    const Plan plan =
+        select({binary ? Activations::kBinary : Activations::kFloat, unit, codewords, units}, static_cast<Level>(i));
+    py::dict result;
+    result["kernel"] = plan.kernel->name;
+    result["level"] = name(plan.kernel->level);
+    result["binarize"] = plan.binarize;
+    result["units_per_block"] = plan.units_per_block;
+    return result;
+  }
+  throw std::invalid_argument("level must be scalar, avx2, avx512 or avx512vbmi, got '" + level + "'");
+}
+
+std::vector<py::tuple> kernels() {
+  return {
+#define SUBBIT_ROWS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
+  py::make_tuple(#NAME, name(Level::LEVEL), Activations::ACTIVATIONS == Activations::kBinary),
+#define SUBBIT_TABLES SUBBIT_ROWS
+#include "cpu/kernels.inc"
+#undef SUBBIT_ROWS
+#undef SUBBIT_TABLES
+  };
+}
+
+}  // namespace
+}  // namespace subbit
+
+PYBIND11_MODULE(_C, m) {
+  using namespace subbit;
+  m.doc() = "Compiled CPU kernels of subbit_infer.";
+
+  py::enum_<Unit>(m, "Unit").value("k3x3", Unit::k3x3).value("k8x1x1", Unit::k8x1x1);
+
+  py::class_<Weight>(m, "Weight", "A validated weight and the forms of it that kernels read.")
+      .def(py::init(&make_weight), py::arg("unit"), py::arg("out_channels"), py::arg("units"), py::arg("codewords"),
+           py::arg("indices"), py::arg("indices_bytes"), py::arg("codebook"), py::arg("codebook_bytes"));
+
+  m.def("conv2d", &conv2d, py::arg("weight"), py::arg("x"), py::arg("x_shape"), py::arg("x_strides"), py::arg("y"),
+        py::arg("y_shape"), py::arg("y_strides"), py::arg("scale"), py::arg("bias"), py::arg("stride"),
+        py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("binary"), py::arg("sign_zero"),
+        py::arg("threads"), py::arg("level") = py::none());
+  m.def("select", &select_plan, py::arg("binary"), py::arg("unit"), py::arg("codewords"), py::arg("units"),
+        py::arg("level"));
+  m.def("kernels", &kernels, "Every compiled kernel, best first: (name, level, binary activations).");
+  m.def("machine_level", [] { return std::string(name(machine_level())); });
+  m.def("active_level", [] { return std::string(name(active_level())); });
+}

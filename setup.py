@@ -1,0 +1,35 @@
+"""Builds subbit_infer._C with CMake and Ninja; everything else is in pyproject.toml."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """Runs the CMake build and puts the module where setuptools expects it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            "cmake", str(ROOT), "-G", "Ninja",
+            f"-DCMAKE_BUILD_TYPE={os.environ.get('SUBBIT_BUILD_TYPE', 'Release')}",
+            f"-DSUBBIT_SANITIZE={os.environ.get('SUBBIT_SANITIZE', 'OFF')}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+        ]  # fmt: skip
+        subprocess.run(configure, cwd=build, check=True)
+        subprocess.run(["cmake", "--build", "."], cwd=build, check=True)
+
+
+setup(ext_modules=[Extension("subbit_infer._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
