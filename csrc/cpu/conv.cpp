@@ -69,54 +69,75 @@ class Conv {
     return s;
   }
 
-  // The elements of image row `row` (may lie outside: all padding) that a phase of the strip's columns reads.
-  Line line(const Strip& strip, const float* channel, std::int64_t row, std::int64_t residue,
-            std::int64_t length) const {
-    Line line{channel, params_.stride_w * params_.x_w, length, 0, length};
-    if (row < 0 || row >= params_.height) return line;
+  // The columns of an image row that a phase of the strip's columns reads; x is set for each unit.
+  Line line(const Strip& strip, std::int64_t offset, std::int64_t length) const {
     // Element i of the line is image column first + i * stride.
-    const std::int64_t first = strip.first_column * params_.stride_w + residue - params_.pad_w;
+    const std::int64_t first = strip.first_column * params_.stride_w + offset - params_.pad_w;
     const std::int64_t before = first >= 0 ? 0 : ceil_div(-first, params_.stride_w);
     const std::int64_t inside = params_.width - first;  // columns from `first` to the end of the image
     const std::int64_t end = inside <= 0 ? 0 : ceil_div(inside, params_.stride_w);
-    line.before = std::min(before, length);
+    Line line{nullptr, params_.stride_w * params_.x_w, std::min(before, length), 0, length};
     line.count = std::clamp<std::int64_t>(end - before, 0, length - line.before);
-    if (line.count > 0) line.x += row * params_.x_h + (first + before * params_.stride_w) * params_.x_w;
     return line;
   }
 
-  void stage_unit(const Strip& strip, std::int64_t unit, std::byte* planes, std::byte* lines) const {
-    const int channels = unit_channels(params_.unit);
-    const std::int64_t in_group = params_.in_channels / params_.groups;
-    const float* x = params_.x + strip.image * params_.x_n + (strip.group * in_group + unit * channels) * params_.x_c;
-    StageTask task;
-    task.columns = strip.columns;
-    task.plane_stride = strips_.plane_stride;
-    task.scratch = lines;
-    task.scratch_stride = strips_.line_stride;
-    task.binarize = plan_.binarize;
-    task.sign_zero = params_.sign_zero;
+  // How a strip's units are staged: one task a phase of rows, which differs from unit to unit in its addresses.
+  struct Staging {
+    StageTask task[Phases::kMaxTaps];
+    std::int64_t image_offset[Phases::kMaxTaps][kMaxLines];  // of a line's first element, from a unit's channel 0
+  };
+
+  Staging staging(const Strip& strip, std::byte* lines) const {
+    Staging staging{};
     for (int phase = 0; phase < strips_.rows.count; ++phase) {
-      const std::int64_t rows = strip.rows + strips_.rows.max_shift[phase];
-      for (std::int64_t j = 0; j < rows; ++j) {
-        const std::int64_t row = (strip.first_row + j) * params_.stride_h + strips_.rows.residue[phase] - params_.pad_h;
-        task.planes = planes + (phase * strips_.planes_per_phase * strips_.plane_stride + j * strip.columns) * element_;
-        if (params_.unit == Unit::k3x3) {
-          task.line_count = strips_.columns.count;
-          for (int l = 0; l < task.line_count; ++l) {
-            task.lines[l] =
-                line(strip, x, row, strips_.columns.residue[l], strip.columns + strips_.columns.max_shift[l]);
-          }
-          for (int t = 0; t < 3; ++t) {
-            task.tap_line[t] = strips_.columns.phase_of_tap[t];
-            task.tap_shift[t] = strips_.columns.shift_of_tap[t];
-          }
-          kernel_.stage_3x3(task);
-        } else {
-          task.line_count = channels;
-          for (int c = 0; c < channels; ++c) task.lines[c] = line(strip, x + c * params_.x_c, row, 0, strip.columns);
-          kernel_.stage_8x1x1(task);
-        }
+      StageTask& task = staging.task[phase];
+      task.columns = strip.columns;
+      task.plane_stride = strips_.plane_stride;
+      task.scratch = lines;
+      task.scratch_stride = strips_.line_stride;
+      task.binarize = plan_.binarize;
+      task.sign_zero = params_.sign_zero;
+
+      // Row j of the phase is image row first + j * stride.
+      const std::int64_t first = strip.first_row * params_.stride_h + strips_.rows.first[phase] - params_.pad_h;
+      task.rows = strip.rows + strips_.rows.max_shift[phase];
+      task.row_step = params_.stride_h * params_.x_h;
+      task.inside_begin = std::min(first >= 0 ? 0 : ceil_div(-first, params_.stride_h), task.rows);
+      const std::int64_t below = params_.height - first;
+      task.inside_end = std::min(below <= 0 ? 0 : ceil_div(below, params_.stride_h), task.rows);
+
+      const bool is_3x3 = params_.unit == Unit::k3x3;
+      task.line_count = is_3x3 ? strips_.columns.count : unit_channels(params_.unit);
+      for (int t = 0; t < 3; ++t) {
+        task.tap_line[t] = strips_.columns.phase_of_tap[t];
+        task.tap_shift[t] = strips_.columns.shift_of_tap[t];
+      }
+      for (int l = 0; l < task.line_count; ++l) {
+        const std::int64_t offset = is_3x3 ? strips_.columns.first[l] : 0;
+        task.lines[l] = line(strip, offset, strip.columns + (is_3x3 ? strips_.columns.max_shift[l] : 0));
+        if (task.inside_begin >= task.inside_end || task.lines[l].count == 0) continue;
+        const std::int64_t column =
+            strip.first_column * params_.stride_w + offset - params_.pad_w + task.lines[l].before * params_.stride_w;
+        staging.image_offset[phase][l] = (is_3x3 ? 0 : l) * params_.x_c +
+                                         (first + task.inside_begin * params_.stride_h) * params_.x_h +
+                                         column * params_.x_w;
+      }
+    }
+    return staging;
+  }
+
+  void stage_unit(Staging& staging, const Strip& strip, std::int64_t unit, std::byte* planes) const {
+    const std::int64_t in_group = params_.in_channels / params_.groups;
+    const float* x = params_.x + strip.image * params_.x_n +
+                     (strip.group * in_group + unit * unit_channels(params_.unit)) * params_.x_c;
+    for (int phase = 0; phase < strips_.rows.count; ++phase) {
+      StageTask& task = staging.task[phase];
+      task.planes = planes + phase * strips_.planes_per_phase * strips_.plane_stride * element_;
+      for (int l = 0; l < task.line_count; ++l) task.lines[l].x = x + staging.image_offset[phase][l];
+      if (params_.unit == Unit::k3x3) {
+        kernel_.stage_3x3(task);
+      } else {
+        kernel_.stage_8x1x1(task);
       }
     }
   }
@@ -139,37 +160,30 @@ class Conv {
     const std::int64_t sum_bytes = kernel_.activations == Activations::kBinary ? 2 : 4;
     const std::int64_t tile_sums = strips_.outputs * kernel_.pixels * sum_bytes;
     const std::int64_t tiles = ceil_div(strip.end - strip.begin, kernel_.pixels);
-    const std::int64_t row_bytes = kernel_.pixels * element_;
     std::byte* sums = scratch + strips_.sums_at;
     std::byte* planes = scratch + strips_.planes_at;
     std::byte* rows = scratch + strips_.responses_at;
     std::memset(sums, 0, tiles * tile_sums);
 
-    auto* terms = reinterpret_cast<RowTerms*>(scratch + strips_.terms_at);
-    for (int k = 0; k < problem_.codewords; ++k) {
-      for (int i = 0; i < 3; ++i) {
-        terms[k].offset[i] = static_cast<std::int32_t>(rows_form_->patterns[k].of_part[i] * strips_.plane_stride);
-      }
-    }
-    RowProgram program;
-    program.terms = terms;
-    std::copy(std::begin(rows_form_->run_end), std::end(rows_form_->run_end), program.run_end);
-
+    Staging stages = staging(strip, scratch + strips_.lines_at);
     const std::uint16_t* offsets = rows_form_->offsets.data() + strip.group * strips_.outputs * problem_.units;
     for (std::int64_t first = 0; first < problem_.units; first += plan_.units_per_block) {
       const int units = static_cast<int>(std::min<std::int64_t>(plan_.units_per_block, problem_.units - first));
       for (int u = 0; u < units; ++u) {
-        stage_unit(strip, first + u, planes + u * strips_.unit_stride * element_, scratch + strips_.lines_at);
+        stage_unit(stages, strip, first + u, planes + u * strips_.unit_stride * element_);
       }
       for (std::int64_t tile = 0; tile < tiles; ++tile) {
         const std::int64_t pixel = strip.begin + tile * kernel_.pixels;
-        for (int u = 0; u < units; ++u) {
-          RespondRowsTask respond{&program, {}, rows + u * problem_.codewords * row_bytes};
-          for (int i = 0; i < parts(); ++i) {
-            respond.part[i] = part(strip, planes + u * strips_.unit_stride * element_, pixel, i);
-          }
-          kernel_.respond_rows(respond, parts());
-        }
+        RespondRowsTask respond{};
+        respond.terms = rows_form_->terms.data();
+        respond.run_end = rows_form_->run_end;
+        respond.unit = params_.unit;
+        respond.plane_stride = strips_.plane_stride;
+        respond.unit_stride = strips_.unit_stride;
+        respond.units = units;
+        respond.rows = rows;
+        for (int i = 0; i < parts(); ++i) respond.part[i] = part(strip, planes, pixel, i);
+        kernel_.respond_rows(respond);
         const int pixels = static_cast<int>(std::min<std::int64_t>(kernel_.pixels, strip.end - pixel));
         kernel_.gather_rows({rows, offsets, units, strips_.outputs, pixels, sums + tile * tile_sums});
       }
@@ -191,26 +205,33 @@ class Conv {
     const int slot = tables_form_->slot;
     const auto* positions = reinterpret_cast<const std::uint8_t*>(tables_form_->positions.data()) +
                             strip.group * (tables_form_->positions.bytes() / params_.groups);
+    Staging stages = staging(strip, scratch + strips_.lines_at);
+    auto* numbers = reinterpret_cast<std::uint16_t*>(scratch + strips_.numbers_at);
     for (std::int64_t first = 0; first < problem_.units; first += plan_.units_per_block) {
       const int units = static_cast<int>(std::min<std::int64_t>(plan_.units_per_block, problem_.units - first));
       const int registers = static_cast<int>(ceil_div(std::int64_t{units} * slot, 64));
       for (int u = 0; u < units; ++u) {
-        stage_unit(strip, first + u, planes + u * strips_.unit_stride, scratch + strips_.lines_at);
+        stage_unit(stages, strip, first + u, planes);
+        NumberTask number{{}, strip.end - strip.begin, slot, numbers + 2 * u * strips_.number_stride, nullptr};
+        number.high = number.low + strips_.number_stride;
+        for (int i = 0; i < parts(); ++i) {
+          number.planes[i] = reinterpret_cast<const std::uint8_t*>(part(strip, planes, strip.begin, i));
+        }
+        kernel_.number(number, params_.unit);
       }
       for (std::int64_t pixel = strip.begin; pixel < strip.end; pixel += kernel_.pixels) {
         const int pixels = static_cast<int>(std::min<std::int64_t>(kernel_.pixels, strip.end - pixel));
-        RespondTablesTask respond{};
-        for (int i = 0; i < parts(); ++i) {
-          respond.planes[i] = reinterpret_cast<const std::uint8_t*>(part(strip, planes, pixel, i));
-        }
-        respond.unit_stride = strips_.unit_stride;
+        RespondTablesTask respond;
+        respond.low = numbers + (pixel - strip.begin);
+        respond.high = respond.low + strips_.number_stride;
+        respond.number_stride = 2 * strips_.number_stride;
         respond.units = units;
         respond.pixels = pixels;
         respond.responses = reinterpret_cast<const std::uint8_t*>(tables_form_->responses.data());
         respond.slot = slot;
         respond.tables = tables;
         respond.table_stride = strips_.table_stride;
-        kernel_.respond_tables(respond, params_.unit);
+        kernel_.respond_tables(respond);
         kernel_.gather_tables({tables, strips_.table_stride, slot, registers, positions, strips_.outputs, pixels,
                                sums + (pixel - strip.begin) * strips_.outputs});
       }

@@ -13,7 +13,7 @@ Level machine_level() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (!avx512) return Level::kAvx2;
-  return __builtin_cpu_supports("avx512vbmi") ? Level::kAvx512Vbmi : Level::kAvx512;
+  return __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("bmi2") ? Level::kAvx512Vbmi : Level::kAvx512;
 #else
   return Level::kScalar;
 #endif

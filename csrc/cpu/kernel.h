@@ -1,13 +1,13 @@
 // The steps of a convolution that are written once an instruction level, and what they hand each other.
 //
-//   stage    input rows -> partial sums of +-taps            (per unit, per input row)
-//   respond  partial sums -> the response of every codeword  (per unit, per tile of pixels)
-//   gather   sum of the responses that the indices name      (per block of units, per tile)
-//   finish   scale * sum + bias, written to the output       (once a tile)
+//   stage    input rows -> partial sums of +-taps, or taps as bits  (a unit and strip of pixels at a time)
+//   respond  the response of every codeword                         (a block of units and tile of pixels)
+//   gather   sum of the responses that the indices name             (a block of units and tile of pixels)
+//   finish   scale * sum + bias, written to the output              (once a pixel)
 //
 // Two layouts of the responses R[unit][codeword][pixel] are worth having:
 //
-//   rows    lanes are pixels: R is an array of rows [unit][codeword][pixels of the tile]; the gather loads
+//   rows    lanes are pixels: R is an array of rows [codeword][unit][pixels of the tile]; the gather loads
 //           the row that an index names and adds it.           Any level, any tau.
 //   tables  lanes are output channels: R is [pixel][unit][codeword]; the responses of one pixel and unit fill
 //           (part of) a register, and a byte permutation looks up 64 output channels at once.     VBMI only.
@@ -22,33 +22,48 @@ namespace subbit {
 
 // ---- stage ----------------------------------------------------------------------------------------------
 
-// One phase of one input row (core/phases.h): `before` zeros of padding, `count` elements of the image
-// `step` apart, then zeros up to `length`.
+// One phase of an input row (core/phases.h): `before` zeros of padding, `count` elements of the image `step`
+// apart, then zeros up to `length`.
 struct Line {
-  const float* x;
+  const float* x;  // the first element, in the first row that lies in the image
   std::int64_t step;
   std::int64_t before, count, length;
 };
 
 constexpr int kMaxLines = 8;
 
-// 3x3: the row's `line_count` phases; tap t reads lines[tap_line[t]] from tap_shift[t] on.
+// Rows 0 .. rows - 1 of one phase of one unit's planes. Rows outside [inside_begin, inside_end) are padding.
+// 3x3: a row has `line_count` phases of columns, and tap t reads lines[tap_line[t]] from tap_shift[t] on.
 // 8x1x1: one line for each of the unit's eight channels.
 struct StageTask {
   Line lines[kMaxLines];
   int line_count;
   int tap_line[3];
   std::int64_t tap_shift[3];
-  std::int64_t columns;       // output columns to produce
-  void* planes;               // plane i starts at planes + i * plane_stride elements
-  std::int64_t plane_stride;  // may be written up to kStageSlack bytes past `columns`
-  void* scratch;              // line_count lines, scratch_stride elements apart
+  std::int64_t rows, inside_begin, inside_end;
+  std::int64_t row_step;  // elements of the image from row to row
+  std::int64_t columns;   // of a row
+  void* planes;           // row j of plane i starts at element i * plane_stride + j * columns
+  std::int64_t plane_stride;
+  void* scratch;  // line_count lines, scratch_stride elements apart
   std::int64_t scratch_stride;
   bool binarize;   // float kernels only: take the sign of the input
   bool sign_zero;  // sign(0) is +1
 };
 
-// Vectors are stored whole, so up to this many bytes behind a row of a plane or line are written too.
+// The line as row j has it.
+inline Line line_of_row(const StageTask& task, int l, std::int64_t j) {
+  Line line = task.lines[l];
+  if (j < task.inside_begin || j >= task.inside_end) {
+    line.before = line.length;
+    line.count = 0;
+  } else {
+    line.x += (j - task.inside_begin) * task.row_step;
+  }
+  return line;
+}
+
+// Vectors are stored whole, so up to this many bytes behind a row of a plane or line are written (or read) too.
 constexpr std::int64_t kStageSlack = 128;
 
 // Planes that stage writes for one unit in the rows layout: signless sums, in which the first tap counts
@@ -59,22 +74,28 @@ constexpr int kPatternsOfHalf = 8;
 
 // ---- rows layout ----------------------------------------------------------------------------------------
 
-// How respond forms the codewords from the parts' signless sums: row r of the result is
-//     (s0 * part0[offset0] + s1 * part1[offset1]) + s2 * part2[offset2]
-// The rows are sorted by their signs (s0, s1, s2), so that each of the eight runs is one loop without
-// branches. 8x1x1 units have two parts and four runs.
+// How respond forms the codewords from the signless sums of a tile. It first copies them side by side (a tile
+// begins anywhere in a plane, so reading them there would cross cache lines again and again): pattern q of part i
+// is then at element (i * patterns + q) * pixels. Row r of the result is
+//
+//     (s0 * first[r] + s1 * second[r]) + s2 * last          8x1x1 units: s0 * first[r] + s1 * last
+//
+// Rows are sorted into runs of equal signs and equal last pattern, so that each run is one loop without branches
+// whose last term stays in a register: run = last pattern * signs + (s0 s1 s2 as bits, 1 is minus).
 struct RowTerms {
-  std::int32_t offset[3];  // elements from the part's first plane
+  std::uint16_t first, second;  // elements from the start of the copied sums
 };
-struct RowProgram {
-  const RowTerms* terms;
-  int run_end[8];  // run r: s0 is minus where bit 2 of r is set, s1 bit 1, s2 bit 0 (two parts: bits 1, 0)
-};
+constexpr int kRuns = 32;  // 4 patterns of a row * 8 signs = 8 patterns of a half * 4 signs
 
 struct RespondRowsTask {
-  const RowProgram* program;
-  const void* part[3];  // first plane of a part, at the tile's first pixel
-  void* rows;
+  const RowTerms* terms;         // of each row
+  const std::uint16_t* run_end;  // [kRuns]
+  Unit unit;
+  const void* part[3];  // first plane of unit 0's parts (3 rows or 2 halves), at the tile's first pixel
+  std::int64_t plane_stride;
+  std::int64_t unit_stride;  // elements between the planes of two units
+  int units;
+  void* rows;  // [row][unit][pixels]: stores follow each other
 };
 
 struct GatherRowsTask {
@@ -86,17 +107,29 @@ struct GatherRowsTask {
   void* sums;            // [outputs][pixels of a row]: added to
 };
 
-constexpr int kOutputsPerStep = 4;
+constexpr int kOutputsPerStep = 8;
 constexpr int kBlockBytes = 16 * 1024;  // responses of a block of units: half of a 32 KiB L1
 static_assert(kBlockBytes <= 65536, "offsets are 16 bits");
 
 // ---- tables layout --------------------------------------------------------------------------------------
 
+// A patch of binary activations as a number: bit t is tap t. Zeros (padding, or exact zeros of the input) have
+// no bit of their own, so a patch has two numbers: in `low` zeros count as -1, in `high` as +1. Both come
+// multiplied by `slot`, as offsets into the table of responses.
+struct NumberTask {
+  const std::uint8_t* planes[3];  // 3x3: the codes of three rows; 8x1x1: low bits, high bits
+  std::int64_t pixels;
+  int slot;
+  std::uint16_t* low;  // [pixels], each with kStageSlack bytes behind it
+  std::uint16_t* high;
+};
+
 struct RespondTablesTask {
-  const std::uint8_t* planes[3];  // 3x3: the three rows' codes; 8x1x1: low codes, high codes
-  std::int64_t unit_stride;       // bytes between the planes of two units
+  const std::uint16_t* low;  // of unit 0, at the tile's first pixel
+  const std::uint16_t* high;
+  std::int64_t number_stride;  // elements between two units
   int units, pixels;
-  const std::uint8_t* responses;  // [patch number][slot]: response of every codeword, biased
+  const std::uint8_t* responses;  // [patch number][slot]: the response of every codeword, biased
   int slot;                       // bytes of one unit's table: 8, 16, 32 or 64
   std::uint8_t* tables;           // [pixel][unit][slot], pixels table_stride bytes apart
   std::int64_t table_stride;
@@ -142,9 +175,10 @@ struct Kernel {
   int max_tau;
   void (*stage_3x3)(const StageTask&);
   void (*stage_8x1x1)(const StageTask&);
-  void (*respond_rows)(const RespondRowsTask&, int parts);
+  void (*respond_rows)(const RespondRowsTask&);
   void (*gather_rows)(const GatherRowsTask&);
-  void (*respond_tables)(const RespondTablesTask&, Unit unit);
+  void (*number)(const NumberTask&, Unit unit);
+  void (*respond_tables)(const RespondTablesTask&);
   void (*gather_tables)(const GatherTablesTask&);
   void (*finish)(const FinishTask&);
 };

@@ -5,17 +5,18 @@
 
 namespace subbit {
 
-#define SUBBIT_ROWS(NAME, LEVEL, ACTIVATIONS, PIXELS)     \
-  void stage_3x3_##NAME(const StageTask&);                \
-  void stage_8x1x1_##NAME(const StageTask&);              \
-  void respond_##NAME(const RespondRowsTask&, int parts); \
-  void gather_##NAME(const GatherRowsTask&);              \
+#define SUBBIT_ROWS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
+  void stage_3x3_##NAME(const StageTask&);            \
+  void stage_8x1x1_##NAME(const StageTask&);          \
+  void respond_##NAME(const RespondRowsTask&);        \
+  void gather_##NAME(const GatherRowsTask&);          \
   void finish_##NAME(const FinishTask&);
-#define SUBBIT_TABLES(NAME, LEVEL, ACTIVATIONS, PIXELS)     \
-  void stage_3x3_##NAME(const StageTask&);                  \
-  void stage_8x1x1_##NAME(const StageTask&);                \
-  void respond_##NAME(const RespondTablesTask&, Unit unit); \
-  void gather_##NAME(const GatherTablesTask&);              \
+#define SUBBIT_TABLES(NAME, LEVEL, ACTIVATIONS, PIXELS) \
+  void stage_3x3_##NAME(const StageTask&);              \
+  void stage_8x1x1_##NAME(const StageTask&);            \
+  void number_##NAME(const NumberTask&, Unit unit);     \
+  void respond_##NAME(const RespondTablesTask&);        \
+  void gather_##NAME(const GatherTablesTask&);          \
   void finish_##NAME(const FinishTask&);
 #include "cpu/kernels.inc"
 #undef SUBBIT_ROWS

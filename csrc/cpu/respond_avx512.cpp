@@ -7,6 +7,6 @@ namespace subbit {
 void stage_3x3_float_rows_avx512(const StageTask& task) { stage_3x3<F32x16>(task); }
 void stage_8x1x1_float_rows_avx512(const StageTask& task) { stage_8x1x1<F32x16>(task); }
 
-void respond_float_rows_avx512(const RespondRowsTask& task, int parts) { respond_rows<F32x16, 1>(task, parts); }
+void respond_float_rows_avx512(const RespondRowsTask& task) { respond_rows<F32x16, 1>(task); }
 
 }  // namespace subbit

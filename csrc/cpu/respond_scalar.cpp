@@ -26,9 +26,9 @@ std::int8_t element<std::int8_t>(float x, const StageTask& task) {
 }
 
 template <class T>
-void load_lines(const StageTask& task) {
+void load_lines(const StageTask& task, std::int64_t row) {
   for (int l = 0; l < task.line_count; ++l) {
-    const Line& line = task.lines[l];
+    const Line line = line_of_row(task, l, row);
     T* out = static_cast<T*>(task.scratch) + l * task.scratch_stride;
     std::fill(out, out + line.length, T{0});
     for (std::int64_t i = 0; i < line.count; ++i) {
@@ -45,16 +45,18 @@ T plus_or_minus(T a, bool minus, T b) {
 // The four signless sums of a row of three taps: (x0 +- x1) +- x2.
 template <class T>
 void stage_3x3(const StageTask& task) {
-  load_lines<T>(task);
   const T* tap[3];
   for (int t = 0; t < 3; ++t) {
     tap[t] = static_cast<const T*>(task.scratch) + task.tap_line[t] * task.scratch_stride + task.tap_shift[t];
   }
-  T* planes = static_cast<T*>(task.planes);
-  for (int pattern = 0; pattern < kPatternsOfRow; ++pattern) {
-    for (std::int64_t i = 0; i < task.columns; ++i) {
-      const T pair = plus_or_minus(tap[0][i], pattern & 2, tap[1][i]);
-      planes[pattern * task.plane_stride + i] = plus_or_minus(pair, pattern & 1, tap[2][i]);
+  for (std::int64_t row = 0; row < task.rows; ++row) {
+    load_lines<T>(task, row);
+    for (int pattern = 0; pattern < kPatternsOfRow; ++pattern) {
+      T* out = static_cast<T*>(task.planes) + pattern * task.plane_stride + row * task.columns;
+      for (std::int64_t i = 0; i < task.columns; ++i) {
+        const T pair = plus_or_minus(tap[0][i], pattern & 2, tap[1][i]);
+        out[i] = plus_or_minus(pair, pattern & 1, tap[2][i]);
+      }
     }
   }
 }
@@ -63,41 +65,47 @@ void stage_3x3(const StageTask& task) {
 // of x2, so the one inside the second pair is minus where the signs of x2 and x3 differ.
 template <class T>
 void stage_8x1x1(const StageTask& task) {
-  load_lines<T>(task);
-  T* planes = static_cast<T*>(task.planes);
-  for (int half = 0; half < 2; ++half) {
-    const T* x = static_cast<const T*>(task.scratch) + half * 4 * task.scratch_stride;
-    for (int pattern = 0; pattern < kPatternsOfHalf; ++pattern) {
-      const bool minus1 = pattern & 4, minus2 = pattern & 2, minus3 = pattern & 1;
-      T* out = planes + (half * kPatternsOfHalf + pattern) * task.plane_stride;
-      for (std::int64_t i = 0; i < task.columns; ++i) {
-        const T pair0 = plus_or_minus(x[i], minus1, x[task.scratch_stride + i]);
-        const T pair1 = plus_or_minus(x[2 * task.scratch_stride + i], minus2 != minus3, x[3 * task.scratch_stride + i]);
-        out[i] = plus_or_minus(pair0, minus2, pair1);
+  for (std::int64_t row = 0; row < task.rows; ++row) {
+    load_lines<T>(task, row);
+    for (int half = 0; half < 2; ++half) {
+      const T* x[4];
+      for (int c = 0; c < 4; ++c) x[c] = static_cast<const T*>(task.scratch) + (half * 4 + c) * task.scratch_stride;
+      for (int pattern = 0; pattern < kPatternsOfHalf; ++pattern) {
+        const bool minus1 = pattern & 4, minus2 = pattern & 2, minus3 = pattern & 1;
+        T* out =
+            static_cast<T*>(task.planes) + (half * kPatternsOfHalf + pattern) * task.plane_stride + row * task.columns;
+        for (std::int64_t i = 0; i < task.columns; ++i) {
+          const T pair0 = plus_or_minus(x[0][i], minus1, x[1][i]);
+          const T pair1 = plus_or_minus(x[2][i], minus2 != minus3, x[3][i]);
+          out[i] = plus_or_minus(pair0, minus2, pair1);
+        }
       }
     }
   }
 }
 
 template <class T, int kPixels>
-void respond(const RespondRowsTask& task, int parts) {
-  const RowProgram& program = *task.program;
-  T* row = static_cast<T*>(task.rows);
-  int k = 0;
-  for (int run = 0; run < 1 << parts; ++run) {
-    for (; k < program.run_end[run]; ++k, row += kPixels) {
-      for (int p = 0; p < kPixels; ++p) {
-        T sum{};
-        for (int part = 0; part < parts; ++part) {
-          const T term = static_cast<const T*>(task.part[part])[program.terms[k].offset[part] + p];
-          const bool minus = run >> (parts - 1 - part) & 1;
-          if (part == 0) {
-            sum = static_cast<T>(minus ? -term : term);
-          } else {
-            sum = plus_or_minus(sum, minus, term);
-          }
+void respond(const RespondRowsTask& task) {
+  const int parts = task.unit == Unit::k3x3 ? 3 : 2;
+  const int patterns = task.unit == Unit::k3x3 ? kPatternsOfRow : kPatternsOfHalf;
+  for (int u = 0; u < task.units; ++u) {
+    T sums[2 * kPatternsOfHalf * kPixels];
+    for (int i = 0; i < parts * patterns; ++i) {
+      const T* plane = static_cast<const T*>(task.part[i / patterns]) + u * task.unit_stride;
+      std::copy_n(plane + i % patterns * task.plane_stride, kPixels, sums + i * kPixels);
+    }
+    int k = 0;
+    for (int run = 0; run < kRuns; ++run) {
+      const int signs = run % (1 << parts);
+      const T* last = sums + ((parts - 1) * patterns + (run >> parts)) * kPixels;
+      for (; k < task.run_end[run]; ++k) {
+        T* row = static_cast<T*>(task.rows) + (k * task.units + u) * kPixels;
+        for (int p = 0; p < kPixels; ++p) {
+          T sum = sums[task.terms[k].first + p];
+          if (signs >> (parts - 1) & 1) sum = static_cast<T>(-sum);
+          if (parts == 3) sum = plus_or_minus(sum, signs & 2, sums[task.terms[k].second + p]);
+          row[p] = plus_or_minus(sum, signs & 1, last[p]);
         }
-        row[p] = sum;
       }
     }
   }
@@ -110,7 +118,7 @@ void stage_3x3_binary_rows_scalar(const StageTask& task) { stage_3x3<std::int8_t
 void stage_8x1x1_float_rows_scalar(const StageTask& task) { stage_8x1x1<float>(task); }
 void stage_8x1x1_binary_rows_scalar(const StageTask& task) { stage_8x1x1<std::int8_t>(task); }
 
-void respond_float_rows_scalar(const RespondRowsTask& task, int parts) { respond<float, 16>(task, parts); }
-void respond_binary_rows_scalar(const RespondRowsTask& task, int parts) { respond<std::int8_t, 32>(task, parts); }
+void respond_float_rows_scalar(const RespondRowsTask& task) { respond<float, 16>(task); }
+void respond_binary_rows_scalar(const RespondRowsTask& task) { respond<std::int8_t, 32>(task); }
 
 }  // namespace subbit

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "cpu/kernel.h"
 
@@ -36,58 +37,63 @@ inline void load_line(const Line& line, const StageTask& task, typename V::Eleme
 }
 
 template <class V>
-inline void load_lines(const StageTask& task) {
+inline void load_lines(const StageTask& task, std::int64_t row) {
   for (int l = 0; l < task.line_count; ++l) {
-    load_line<V>(task.lines[l], task, static_cast<typename V::Element*>(task.scratch) + l * task.scratch_stride);
+    load_line<V>(line_of_row(task, l, row), task,
+                 static_cast<typename V::Element*>(task.scratch) + l * task.scratch_stride);
   }
 }
 
 template <class V>
 inline void stage_3x3(const StageTask& task) {
   using T = typename V::Element;
-  load_lines<V>(task);
   const T* tap[3];
   for (int t = 0; t < 3; ++t) {
     tap[t] = static_cast<const T*>(task.scratch) + task.tap_line[t] * task.scratch_stride + task.tap_shift[t];
   }
   T* plane = static_cast<T*>(task.planes);
-  for (std::int64_t i = 0; i < task.columns; i += V::kLanes) {
-    const auto x0 = V::load_unaligned(tap[0] + i);
-    const auto x1 = V::load_unaligned(tap[1] + i);
-    const auto x2 = V::load_unaligned(tap[2] + i);
-    const auto plus = V::add(x0, x1);
-    const auto minus = V::sub(x0, x1);
-    V::store_unaligned(plane + i, V::add(plus, x2));
-    V::store_unaligned(plane + i + task.plane_stride, V::sub(plus, x2));
-    V::store_unaligned(plane + i + 2 * task.plane_stride, V::add(minus, x2));
-    V::store_unaligned(plane + i + 3 * task.plane_stride, V::sub(minus, x2));
+  for (std::int64_t row = 0; row < task.rows; ++row, plane += task.columns) {
+    load_lines<V>(task, row);
+    for (std::int64_t i = 0; i < task.columns; i += V::kLanes) {
+      const auto x0 = V::load_unaligned(tap[0] + i);
+      const auto x1 = V::load_unaligned(tap[1] + i);
+      const auto x2 = V::load_unaligned(tap[2] + i);
+      const auto plus = V::add(x0, x1);
+      const auto minus = V::sub(x0, x1);
+      V::store_unaligned(plane + i, V::add(plus, x2));
+      V::store_unaligned(plane + i + task.plane_stride, V::sub(plus, x2));
+      V::store_unaligned(plane + i + 2 * task.plane_stride, V::add(minus, x2));
+      V::store_unaligned(plane + i + 3 * task.plane_stride, V::sub(minus, x2));
+    }
   }
 }
 
 template <class V>
 inline void stage_8x1x1(const StageTask& task) {
   using T = typename V::Element;
-  load_lines<V>(task);
-  for (int half = 0; half < 2; ++half) {
-    const T* x = static_cast<const T*>(task.scratch) + half * 4 * task.scratch_stride;
-    T* plane = static_cast<T*>(task.planes) + half * kPatternsOfHalf * task.plane_stride;
-    for (std::int64_t i = 0; i < task.columns; i += V::kLanes) {
-      const auto x0 = V::load_unaligned(x + i);
-      const auto x1 = V::load_unaligned(x + i + task.scratch_stride);
-      const auto x2 = V::load_unaligned(x + i + 2 * task.scratch_stride);
-      const auto x3 = V::load_unaligned(x + i + 3 * task.scratch_stride);
-      const auto plus = V::add(x2, x3);
-      const auto minus = V::sub(x2, x3);
-      T* out = plane + i;
-      const auto store_four = [&](auto pair) {  // signs of (x2, x3): ++ +- -+ --
-        V::store_unaligned(out, V::add(pair, plus));
-        V::store_unaligned(out + task.plane_stride, V::add(pair, minus));
-        V::store_unaligned(out + 2 * task.plane_stride, V::sub(pair, minus));
-        V::store_unaligned(out + 3 * task.plane_stride, V::sub(pair, plus));
-        out += 4 * task.plane_stride;
-      };
-      store_four(V::add(x0, x1));
-      store_four(V::sub(x0, x1));
+  for (std::int64_t row = 0; row < task.rows; ++row) {
+    load_lines<V>(task, row);
+    for (int half = 0; half < 2; ++half) {
+      const T* x = static_cast<const T*>(task.scratch) + half * 4 * task.scratch_stride;
+      T* plane = static_cast<T*>(task.planes) + half * kPatternsOfHalf * task.plane_stride + row * task.columns;
+      for (std::int64_t i = 0; i < task.columns; i += V::kLanes) {
+        const auto x0 = V::load_unaligned(x + i);
+        const auto x1 = V::load_unaligned(x + i + task.scratch_stride);
+        const auto x2 = V::load_unaligned(x + i + 2 * task.scratch_stride);
+        const auto x3 = V::load_unaligned(x + i + 3 * task.scratch_stride);
+        const auto plus = V::add(x2, x3);
+        const auto minus = V::sub(x2, x3);
+        T* out = plane + i;
+        const auto store_four = [&](auto pair) {  // signs of (x2, x3): ++ +- -+ --
+          V::store_unaligned(out, V::add(pair, plus));
+          V::store_unaligned(out + task.plane_stride, V::add(pair, minus));
+          V::store_unaligned(out + 2 * task.plane_stride, V::sub(pair, minus));
+          V::store_unaligned(out + 3 * task.plane_stride, V::sub(pair, plus));
+          out += 4 * task.plane_stride;
+        };
+        store_four(V::add(x0, x1));
+        store_four(V::sub(x0, x1));
+      }
     }
   }
 }
@@ -97,47 +103,69 @@ inline Vector add_signed(Vector a, Vector b) {
   return kMinus ? V::sub(a, b) : V::add(a, b);
 }
 
-// One run of RowProgram: the signs are constants, so the loop has no branches.
-template <class V, int kParts, int kRun>
-inline void respond_run(const RowProgram& program, const typename V::Element* const part[3], typename V::Element* rows,
-                        int row_elements) {
+// One run of rows (RowTerms) for kUnits units, so that its offsets are loaded once for all of them.
+template <class V, int kRowElements, int kParts, int kUnits, int kRun>
+[[gnu::always_inline]] inline void respond_run(const RespondRowsTask& task, const typename V::Element* sums,
+                                               typename V::Element* rows) {
   constexpr bool kMinus0 = kRun >> (kParts - 1) & 1;
   constexpr bool kMinus1 = kRun >> (kParts - 2) & 1;
-  constexpr bool kMinus2 = kRun & 1;
-  for (int k = kRun == 0 ? 0 : program.run_end[kRun - 1]; k < program.run_end[kRun]; ++k) {
-    const RowTerms& terms = program.terms[k];
-    auto sum = V::load_unaligned(part[0] + terms.offset[0]);
-    if constexpr (kMinus0) sum = V::negate(sum);
-    sum = add_signed<V, kMinus1>(sum, V::load_unaligned(part[1] + terms.offset[1]));
-    if constexpr (kParts == 3) sum = add_signed<V, kMinus2>(sum, V::load_unaligned(part[2] + terms.offset[2]));
-    V::store(rows + k * row_elements, sum);
+  constexpr bool kMinusLast = kRun & 1;
+  constexpr int kPatterns = kParts == 3 ? kPatternsOfRow : kPatternsOfHalf;
+  constexpr int kUnitSums = kParts * kPatterns * kRowElements;
+  constexpr int kLast = ((kParts - 1) * kPatterns + (kRun >> kParts)) * kRowElements;
+  int k = kRun == 0 ? 0 : task.run_end[kRun - 1];
+  const int end = task.run_end[kRun];
+  if (k == end) return;
+  decltype(V::zero()) last[kUnits];
+  for (int u = 0; u < kUnits; ++u) last[u] = V::load(sums + u * kUnitSums + kLast);
+  do {
+    const auto* first = sums + task.terms[k].first;
+    const auto* second = sums + task.terms[k].second;
+    auto* row = rows + k * task.units * kRowElements;
+    for (int u = 0; u < kUnits; ++u) {
+      auto sum = V::load(first + u * kUnitSums);
+      if constexpr (kMinus0) sum = V::negate(sum);
+      if constexpr (kParts == 3) sum = add_signed<V, kMinus1>(sum, V::load(second + u * kUnitSums));
+      V::store(row + u * kRowElements, add_signed<V, kMinusLast>(sum, last[u]));
+    }
+  } while (++k < end);
+}
+
+template <class V, int kVectors, int kParts, int kUnits, int... kRun>
+inline void respond_units(const RespondRowsTask& task, int unit, std::integer_sequence<int, kRun...>) {
+  using T = typename V::Element;
+  constexpr int kRowElements = V::kLanes * kVectors;
+  constexpr int kPatterns = kParts == 3 ? kPatternsOfRow : kPatternsOfHalf;
+  alignas(64) T sums[kUnits * kParts * kPatterns * kRowElements];
+  T* out = sums;
+  for (int u = 0; u < kUnits; ++u) {
+    for (int i = 0; i < kParts; ++i) {
+      const T* plane = static_cast<const T*>(task.part[i]) + (unit + u) * task.unit_stride;
+      for (int q = 0; q < kPatterns; ++q, out += kRowElements, plane += task.plane_stride) {
+        for (int v = 0; v < kVectors; ++v) V::store(out + v * V::kLanes, V::load_unaligned(plane + v * V::kLanes));
+      }
+    }
+  }
+  T* rows = static_cast<T*>(task.rows) + unit * kRowElements;
+  for (int v = 0; v < kVectors; ++v) {
+    (respond_run<V, kRowElements, kParts, kUnits, kRun>(task, sums + v * V::kLanes, rows + v * V::kLanes), ...);
   }
 }
 
+template <class V, int kVectors, int kParts>
+inline void respond_parts(const RespondRowsTask& task) {
+  constexpr auto kSequence = std::make_integer_sequence<int, kRuns>{};
+  int unit = 0;
+  for (; unit + 4 <= task.units; unit += 4) respond_units<V, kVectors, kParts, 4>(task, unit, kSequence);
+  for (; unit < task.units; ++unit) respond_units<V, kVectors, kParts, 1>(task, unit, kSequence);
+}
+
 template <class V, int kVectors>
-inline void respond_rows(const RespondRowsTask& task, int parts) {
-  using T = typename V::Element;
-  constexpr int kRowElements = V::kLanes * kVectors;
-  for (int v = 0; v < kVectors; ++v) {
-    const T* part[3];
-    for (int i = 0; i < 3; ++i) part[i] = static_cast<const T*>(task.part[i]) + v * V::kLanes;
-    T* rows = static_cast<T*>(task.rows) + v * V::kLanes;
-    const RowProgram& program = *task.program;
-    if (parts == 3) {
-      respond_run<V, 3, 0>(program, part, rows, kRowElements);
-      respond_run<V, 3, 1>(program, part, rows, kRowElements);
-      respond_run<V, 3, 2>(program, part, rows, kRowElements);
-      respond_run<V, 3, 3>(program, part, rows, kRowElements);
-      respond_run<V, 3, 4>(program, part, rows, kRowElements);
-      respond_run<V, 3, 5>(program, part, rows, kRowElements);
-      respond_run<V, 3, 6>(program, part, rows, kRowElements);
-      respond_run<V, 3, 7>(program, part, rows, kRowElements);
-    } else {
-      respond_run<V, 2, 0>(program, part, rows, kRowElements);
-      respond_run<V, 2, 1>(program, part, rows, kRowElements);
-      respond_run<V, 2, 2>(program, part, rows, kRowElements);
-      respond_run<V, 2, 3>(program, part, rows, kRowElements);
-    }
+inline void respond_rows(const RespondRowsTask& task) {
+  if (task.unit == Unit::k3x3) {
+    respond_parts<V, kVectors, 3>(task);
+  } else {
+    respond_parts<V, kVectors, 2>(task);
   }
 }
 

@@ -25,11 +25,22 @@ constexpr Kernel kKernels[] = {
    gather_##NAME,                                     \
    nullptr,                                           \
    nullptr,                                           \
+   nullptr,                                           \
    finish_##NAME},
-#define SUBBIT_TABLES(NAME, LEVEL, ACTIVATIONS, PIXELS)                         \
-  {#NAME,        Level::LEVEL,    Activations::ACTIVATIONS, Layout::kTables,    \
-   PIXELS,       kMaxTauOfTables, stage_3x3_##NAME,         stage_8x1x1_##NAME, \
-   nullptr,      nullptr,         respond_##NAME,           gather_##NAME,      \
+#define SUBBIT_TABLES(NAME, LEVEL, ACTIVATIONS, PIXELS) \
+  {#NAME,                                               \
+   Level::LEVEL,                                        \
+   Activations::ACTIVATIONS,                            \
+   Layout::kTables,                                     \
+   PIXELS,                                              \
+   kMaxTauOfTables,                                     \
+   stage_3x3_##NAME,                                    \
+   stage_8x1x1_##NAME,                                  \
+   nullptr,                                             \
+   nullptr,                                             \
+   number_##NAME,                                       \
+   respond_##NAME,                                      \
+   gather_##NAME,                                       \
    finish_##NAME},
 #include "cpu/kernels.inc"
 #undef SUBBIT_ROWS
@@ -47,13 +58,13 @@ const Kernel& best(Activations activations, int tau, Level level) {
 int units_per_table_block(int slot) {
   switch (slot) {
     case 64:
-      return 28;
+      return 14;
     case 32:
-      return 56;
+      return 28;
     case 16:
-      return 96;
+      return 48;
     default:
-      return 128;
+      return 64;
   }
 }
 

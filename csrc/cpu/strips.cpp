@@ -81,16 +81,18 @@ StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem&
   const std::int64_t block = std::min<std::int64_t>(plan.units_per_block, problem.units);
   Layouter scratch;
   s.lines_at = scratch.take(line * kMaxLines);
-  s.planes_at = scratch.take(checked_product({block, s.unit_stride, element}, "scratch memory"));
+  const std::int64_t staged = kernel.layout == Layout::kRows ? block : 1;  // tables keep numbers, not planes
+  s.planes_at = scratch.take(checked_product({staged, s.unit_stride, element}, "scratch memory"));
   if (kernel.layout == Layout::kRows) {
-    s.table_stride = 0;
+    s.table_stride = s.number_stride = s.numbers_at = 0;
     s.responses_at = scratch.take(block * problem.codewords * kernel.pixels * element);
   } else {
+    s.number_stride = plane_bytes(pixels * 2) / 2;
+    s.numbers_at = scratch.take(checked_product({block, s.number_stride, 2, 2}, "scratch memory"));
     s.table_stride = round_up(block * table_slot(problem.codewords), 64);
     s.responses_at = scratch.take(s.table_stride * kernel.pixels);
   }
   s.sums_at = scratch.take(checked_product({pixels, s.outputs, sum}, "scratch memory"));
-  s.terms_at = scratch.take(problem.codewords * static_cast<std::int64_t>(sizeof(RowTerms)));
   s.scratch_bytes = scratch.used();
   return s;
 }

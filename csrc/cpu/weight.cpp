@@ -24,31 +24,35 @@ SignedPattern part_of(Codeword codeword, Unit unit, int part) {
   return result;
 }
 
-RowsForm make_rows_form(const DecodedWeight& weight, const Plan& plan, std::int64_t groups) {
-  RowsForm form;
+// Sorts the codewords into runs. Returns the row of each codeword.
+std::vector<int> sort_into_runs(const DecodedWeight& weight, int pixels, RowsForm& form) {
   const int codewords = static_cast<int>(weight.codebook.size());
   const int parts = weight.unit == Unit::k3x3 ? 3 : 2;
-
-  std::vector<int> run(codewords, 0);
-  for (int k = 0; k < codewords; ++k) {
-    for (int part = 0; part < parts; ++part) {
-      run[k] = 2 * run[k] + part_of(weight.codebook[k], weight.unit, part).minus;
-    }
-  }
+  const int patterns = weight.unit == Unit::k3x3 ? kPatternsOfRow : kPatternsOfHalf;
+  const auto part = [&](int k, int i) { return part_of(weight.codebook[k], weight.unit, i); };
+  const auto run_of = [&](int k) {
+    int run = part(k, parts - 1).pattern;
+    for (int i = 0; i < parts; ++i) run = 2 * run + part(k, i).minus;
+    return run;
+  };
   std::vector<int> order(codewords);
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return run[a] < run[b]; });
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return run_of(a) < run_of(b); });
+
   std::vector<int> row_of(codewords);
   for (int row = 0; row < codewords; ++row) {
     const int k = order[row];
     row_of[k] = row;
-    RowsForm::Patterns patterns{};
-    for (int part = 0; part < parts; ++part) {
-      patterns.of_part[part] = part_of(weight.codebook[k], weight.unit, part).pattern;
-    }
-    form.patterns.push_back(patterns);
-    for (int r = run[k]; r < 8; ++r) form.run_end[r] = row + 1;
+    form.terms.push_back({static_cast<std::uint16_t>(part(k, 0).pattern * pixels),
+                          static_cast<std::uint16_t>((patterns + part(k, 1).pattern) * pixels)});
+    for (int run = run_of(k); run < kRuns; ++run) form.run_end[run] = static_cast<std::uint16_t>(row + 1);
   }
+  return row_of;
+}
+
+RowsForm make_rows_form(const DecodedWeight& weight, const Plan& plan, std::int64_t groups) {
+  RowsForm form;
+  const std::vector<int> row_of = sort_into_runs(weight, plan.kernel->pixels, form);
 
   const int row_bytes = plan.kernel->pixels * (plan.kernel->activations == Activations::kBinary ? 1 : 4);
   const std::int64_t outputs = weight.out_channels / groups;
@@ -63,7 +67,7 @@ RowsForm make_rows_form(const DecodedWeight& weight, const Plan& plan, std::int6
           for (int i = 0; i < kOutputsPerStep; ++i, ++out) {
             if (o + i >= outputs) continue;
             const int k = weight.indices[(group * outputs + o + i) * weight.units + first + u];
-            *out = static_cast<std::uint16_t>((u * codewords + row_of[k]) * row_bytes);
+            *out = static_cast<std::uint16_t>((row_of[k] * units + u) * row_bytes);
           }
         }
       }

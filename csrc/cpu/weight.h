@@ -14,14 +14,10 @@
 
 namespace subbit {
 
-// The rows layout's form. Codewords are sorted by their signs (RowProgram); an offset is the row of a unit's
-// codeword in a block of responses.
+// The rows layout's form: an offset is the row of a unit's codeword in a block of responses.
 struct RowsForm {
-  struct Patterns {
-    int of_part[3];
-  };
-  std::vector<Patterns> patterns;  // of each row of responses
-  int run_end[8] = {};
+  std::vector<RowTerms> terms;  // of each row
+  std::uint16_t run_end[kRuns] = {};
   std::vector<std::uint16_t> offsets;  // [group][block][outputs / kOutputsPerStep][units][kOutputsPerStep]
 };
 
