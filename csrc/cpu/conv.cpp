@@ -97,6 +97,7 @@ class Conv {
       task.scratch_stride = strips_.line_stride;
       task.binarize = plan_.binarize;
       task.sign_zero = params_.sign_zero;
+      task.code_unit = tables_form_ ? tables_form_->slot / 8 : 0;
 
       // Row j of the phase is image row first + j * stride.
       const std::int64_t first = strip.first_row * params_.stride_h + strips_.rows.first[phase] - params_.pad_h;
@@ -142,19 +143,19 @@ class Conv {
     }
   }
 
-  // The part of a unit's planes that tap row (3x3) or half (8x1x1) `part` of a tile reads.
+  // The plane (or first plane) that part `part` of a unit reads, at a tile's first pixel.
   const std::byte* part(const Strip& strip, const std::byte* planes, std::int64_t pixel, int part) const {
     std::int64_t at = strip.place(pixel, params_.out_width);
     if (params_.unit == Unit::k3x3) {
       at += strips_.rows.phase_of_tap[part] * strips_.planes_per_phase * strips_.plane_stride +
             strips_.rows.shift_of_tap[part] * strip.columns;
     } else {
-      at += part * strips_.planes_per_phase / 2 * strips_.plane_stride;
+      at += part * (strips_.planes_per_phase / parts()) * strips_.plane_stride;
     }
     return planes + at * element_;
   }
 
-  int parts() const { return params_.unit == Unit::k3x3 ? 3 : 2; }
+  int parts() const { return params_.unit == Unit::k3x3 || kernel_.layout == Layout::kTables ? 3 : 2; }
 
   void run_rows(const Strip& strip, std::byte* scratch) const {
     const std::int64_t sum_bytes = kernel_.activations == Activations::kBinary ? 2 : 4;
@@ -206,25 +207,19 @@ class Conv {
     const auto* positions = reinterpret_cast<const std::uint8_t*>(tables_form_->positions.data()) +
                             strip.group * (tables_form_->positions.bytes() / params_.groups);
     Staging stages = staging(strip, scratch + strips_.lines_at);
-    auto* numbers = reinterpret_cast<std::uint16_t*>(scratch + strips_.numbers_at);
     for (std::int64_t first = 0; first < problem_.units; first += plan_.units_per_block) {
       const int units = static_cast<int>(std::min<std::int64_t>(plan_.units_per_block, problem_.units - first));
       const int registers = static_cast<int>(ceil_div(std::int64_t{units} * slot, 64));
       for (int u = 0; u < units; ++u) {
-        stage_unit(stages, strip, first + u, planes);
-        NumberTask number{{}, strip.end - strip.begin, slot, numbers + 2 * u * strips_.number_stride, nullptr};
-        number.high = number.low + strips_.number_stride;
-        for (int i = 0; i < parts(); ++i) {
-          number.planes[i] = reinterpret_cast<const std::uint8_t*>(part(strip, planes, strip.begin, i));
-        }
-        kernel_.number(number, params_.unit);
+        stage_unit(stages, strip, first + u, planes + u * strips_.unit_stride);
       }
       for (std::int64_t pixel = strip.begin; pixel < strip.end; pixel += kernel_.pixels) {
         const int pixels = static_cast<int>(std::min<std::int64_t>(kernel_.pixels, strip.end - pixel));
         RespondTablesTask respond;
-        respond.low = numbers + (pixel - strip.begin);
-        respond.high = respond.low + strips_.number_stride;
-        respond.number_stride = 2 * strips_.number_stride;
+        for (int i = 0; i < parts(); ++i) {
+          respond.codes[i] = reinterpret_cast<const std::uint8_t*>(part(strip, planes, pixel, i));
+        }
+        respond.unit_stride = strips_.unit_stride;
         respond.units = units;
         respond.pixels = pixels;
         respond.responses = reinterpret_cast<const std::uint8_t*>(tables_form_->responses.data());

@@ -49,6 +49,7 @@ struct StageTask {
   std::int64_t scratch_stride;
   bool binarize;   // float kernels only: take the sign of the input
   bool sign_zero;  // sign(0) is +1
+  int code_unit;   // tables layout: what codes are multiplied by
 };
 
 // The line as row j has it.
@@ -113,23 +114,19 @@ static_assert(kBlockBytes <= 65536, "offsets are 16 bits");
 
 // ---- tables layout --------------------------------------------------------------------------------------
 
-// A patch of binary activations as a number: bit t is tap t. Zeros (padding, or exact zeros of the input) have
-// no bit of their own, so a patch has two numbers: in `low` zeros count as -1, in `high` as +1. Both come
-// multiplied by `slot`, as offsets into the table of responses.
-struct NumberTask {
-  const std::uint8_t* planes[3];  // 3x3: the codes of three rows; 8x1x1: low bits, high bits
-  std::int64_t pixels;
-  int slot;
-  std::uint16_t* low;  // [pixels], each with kStageSlack bytes behind it
-  std::uint16_t* high;
-};
+// A patch of binary activations as three codes, of up to three taps each: the rows of a 3x3 kernel, or channels
+// 0 1 2, 3 4 5 and 6 7. A tap is a digit 0, 1 or 2 for -1, 0 or +1, so a code is a number below 27.
+constexpr int kCodeParts = 3;
+constexpr int kTapsOfCode = 3;
+constexpr int kCodes = 27;
 
+// The response to a patch is the sum of one row of `responses` for each of its codes. Planes hold codes times
+// slot / 8, so that eight times a byte is the offset of its row.
 struct RespondTablesTask {
-  const std::uint16_t* low;  // of unit 0, at the tile's first pixel
-  const std::uint16_t* high;
-  std::int64_t number_stride;  // elements between two units
+  const std::uint8_t* codes[kCodeParts];  // of unit 0, at the tile's first pixel
+  std::int64_t unit_stride;               // bytes between the codes of two units
   int units, pixels;
-  const std::uint8_t* responses;  // [patch number][slot]: the response of every codeword, biased
+  const std::uint8_t* responses;  // [part][code][slot]: each codeword's response, biased to be positive
   int slot;                       // bytes of one unit's table: 8, 16, 32 or 64
   std::uint8_t* tables;           // [pixel][unit][slot], pixels table_stride bytes apart
   std::int64_t table_stride;
@@ -177,7 +174,6 @@ struct Kernel {
   void (*stage_8x1x1)(const StageTask&);
   void (*respond_rows)(const RespondRowsTask&);
   void (*gather_rows)(const GatherRowsTask&);
-  void (*number)(const NumberTask&, Unit unit);
   void (*respond_tables)(const RespondTablesTask&);
   void (*gather_tables)(const GatherTablesTask&);
   void (*finish)(const FinishTask&);

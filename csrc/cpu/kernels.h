@@ -14,7 +14,6 @@ namespace subbit {
 #define SUBBIT_TABLES(NAME, LEVEL, ACTIVATIONS, PIXELS) \
   void stage_3x3_##NAME(const StageTask&);              \
   void stage_8x1x1_##NAME(const StageTask&);            \
-  void number_##NAME(const NumberTask&, Unit unit);     \
   void respond_##NAME(const RespondTablesTask&);        \
   void gather_##NAME(const GatherTablesTask&);          \
   void finish_##NAME(const FinishTask&);

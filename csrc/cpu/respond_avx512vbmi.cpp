@@ -1,14 +1,6 @@
-// Stage 1 of the tables layout for binary activations: patches become numbers, numbers look up responses.
-//
-// A patch with zeros has two numbers (NumberTask). The response is linear in each tap, hence
-//
-//     response(patch) = (response(low) + response(high)) / 2
-//
-// exactly, for both have the same parity. The table is biased to be unsigned (R + taps), which makes the
-// halved sum one vpavgb; and most patches hold no zero, so low = high and one look-up is enough.
+// Stage 1 of the tables layout for binary activations: a patch is three numbers (RespondTablesTask), each of which
+// looks up its share of the response to all codewords.
 #include <immintrin.h>
-
-#include <type_traits>
 
 #include "core/phases.h"
 #include "cpu/kernels.h"
@@ -66,72 +58,70 @@ inline Bits load_line(const Line& line, std::int64_t begin, int n, bool sign_zer
   return {bits.low << shift, ~(~bits.high << shift)};
 }
 
-// Sets bit `value` in the bytes that the mask names.
-inline __m512i set_bits(__m512i bytes, __mmask64 mask, int value) {
-  const __m512i bit = _mm512_set1_epi8(static_cast<char>(value));
-  return _mm512_mask_add_epi8(bytes, mask, bytes, bit);
+// Adds the digits of one tap, times `weight`, to the codes.
+inline __m512i add_digits(__m512i codes, Bits tap, int weight) {
+  const __m512i digit = _mm512_set1_epi8(static_cast<char>(weight));
+  codes = _mm512_mask_add_epi8(codes, tap.low, codes, digit);
+  return _mm512_mask_add_epi8(codes, tap.high, codes, digit);
 }
 
-// 32 bytes, one a pixel, as 16-bit numbers.
-inline __m512i load_codes(const std::uint8_t* p) {
-  return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
+constexpr int kPowers[kTapsOfCode] = {1, 3, 9};
 
-template <int kSlot, bool kZeros>
-inline void look_up(const std::uint8_t* responses, std::uint16_t low, std::uint16_t high, std::uint8_t* out) {
-  if constexpr (kSlot == 64) {
-    __m512i row = _mm512_load_si512(responses + low);
-    if (kZeros) row = _mm512_avg_epu8(row, _mm512_load_si512(responses + high));
-    _mm512_store_si512(out, row);
-  } else if constexpr (kSlot == 32) {
-    __m256i row = _mm256_load_si256(reinterpret_cast<const __m256i*>(responses + low));
-    if (kZeros) row = _mm256_avg_epu8(row, _mm256_load_si256(reinterpret_cast<const __m256i*>(responses + high)));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(out), row);
-  } else if constexpr (kSlot == 16) {
-    __m128i row = _mm_load_si128(reinterpret_cast<const __m128i*>(responses + low));
-    if (kZeros) row = _mm_avg_epu8(row, _mm_load_si128(reinterpret_cast<const __m128i*>(responses + high)));
-    _mm_store_si128(reinterpret_cast<__m128i*>(out), row);
+// The codes of one unit.
+struct UnitCodes {
+  const std::uint8_t* part[kCodeParts];
+};
+
+// The tables of kBytes / kSlot neighbouring units for pixel p, side by side.
+template <int kSlot, int kBytes>
+inline auto tables(const std::uint8_t* responses, const UnitCodes* units, int p) {
+  if constexpr (kBytes > kSlot) {
+    const auto low = tables<kSlot, kBytes / 2>(responses, units, p);
+    const auto high = tables<kSlot, kBytes / 2>(responses, units + kBytes / 2 / kSlot, p);
+    if constexpr (kBytes == 64) {
+      return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    } else if constexpr (kBytes == 32) {
+      return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    } else {
+      return _mm_unpacklo_epi64(low, high);
+    }
   } else {
-    __m128i row = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(responses + low));
-    if (kZeros) row = _mm_avg_epu8(row, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(responses + high)));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(out), row);
+    const std::uint8_t* row[kCodeParts];
+    for (int i = 0; i < kCodeParts; ++i) row[i] = responses + i * kCodes * kSlot + 8 * units->part[i][p];
+    if constexpr (kSlot == 64) {
+      const auto load = [](const std::uint8_t* r) { return _mm512_load_si512(r); };
+      return _mm512_add_epi8(_mm512_add_epi8(load(row[0]), load(row[1])), load(row[2]));
+    } else if constexpr (kSlot == 32) {
+      const auto load = [](const std::uint8_t* r) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(r)); };
+      return _mm256_add_epi8(_mm256_add_epi8(load(row[0]), load(row[1])), load(row[2]));
+    } else if constexpr (kSlot == 16) {
+      const auto load = [](const std::uint8_t* r) { return _mm_load_si128(reinterpret_cast<const __m128i*>(r)); };
+      return _mm_add_epi8(_mm_add_epi8(load(row[0]), load(row[1])), load(row[2]));
+    } else {
+      const auto load = [](const std::uint8_t* r) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(r)); };
+      return _mm_add_epi8(_mm_add_epi8(load(row[0]), load(row[1])), load(row[2]));
+    }
   }
 }
 
-// A register of tables after the other, so that the stores of a pixel fill a cache line.
+// A register of tables is one store. (The task is copied because the stores of bytes could, for all the compiler
+// knows, change it.)
 template <int kSlot, int kPixels>
-inline void respond(const RespondTablesTask& task) {
+inline void respond(const RespondTablesTask task) {
   constexpr int kSlots = 64 / kSlot;
   const int pixels = kPixels > 0 ? kPixels : task.pixels;
-  for (int first = 0; first < task.units; first += kSlots) {
+  std::uint8_t* out = task.tables;
+  for (int first = 0; first < task.units; first += kSlots, out += 64) {
     const int slots = task.units - first < kSlots ? task.units - first : kSlots;
-    const std::uint16_t* low = task.low + first * task.number_stride;
-    const std::uint16_t* high = task.high + first * task.number_stride;
-    std::uint8_t* out = task.tables + first * kSlot;
-    __mmask8 zeros = 0;
-    for (int s = 0; s < slots; ++s) {
-      zeros |= _mm_cmpneq_epi16_mask(_mm_loadu_si128(reinterpret_cast<const __m128i*>(low + s * task.number_stride)),
-                                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(high + s * task.number_stride)));
+    const __mmask64 filled = ~std::uint64_t{0} >> (64 - slots * kSlot);  // empty slots add nothing
+    UnitCodes units[kSlots];
+    for (int s = 0; s < kSlots; ++s) {
+      const std::int64_t unit = first + (s < slots ? s : 0);
+      for (int i = 0; i < kCodeParts; ++i) units[s].part[i] = task.codes[i] + unit * task.unit_stride;
     }
-    const auto look_up_pixels = [&](auto has_zeros, int count) {
-      for (int p = 0; p < pixels; ++p) {
-        for (int s = 0; s < count; ++s) {
-          look_up<kSlot, decltype(has_zeros)::value>(task.responses, low[s * task.number_stride + p],
-                                                     high[s * task.number_stride + p],
-                                                     out + p * task.table_stride + s * kSlot);
-        }
-      }
-    };
-    if (slots < kSlots) {
-      look_up_pixels(std::true_type{}, slots);
-      // Empty slots add nothing.
-      for (int p = 0; p < pixels; ++p) {
-        for (int byte = slots * kSlot; byte < 64; ++byte) out[p * task.table_stride + byte] = 0;
-      }
-    } else if (zeros != 0) {
-      look_up_pixels(std::true_type{}, kSlots);
-    } else {
-      look_up_pixels(std::false_type{}, kSlots);
+    for (int p = 0; p < pixels; ++p) {
+      const __m512i table = tables<kSlot, 64>(task.responses, units, p);
+      _mm512_store_si512(out + p * task.table_stride, _mm512_maskz_mov_epi8(filled, table));
     }
   }
 }
@@ -147,14 +137,15 @@ inline void respond_pixels(const RespondTablesTask& task) {
 
 }  // namespace
 
-// One plane a unit: the row's three taps, bits 0 to 2 for the low number and 4 to 6 for the high one.
+// One plane a unit: the codes of a row of taps.
 void stage_3x3_binary_tables_avx512vbmi(const StageTask& task) {
-  constexpr int kChunk = 64 - static_cast<int>(Phases::kMaxShift);
-  const std::int64_t reach = task.lines[0].length - task.columns;  // of the taps that share the first line
-  const int chunk = reach <= 2 ? 62 : kChunk;
+  const int chunk = 64 - static_cast<int>(Phases::kMaxShift);
+  std::int64_t shift = 0;
+  for (std::int64_t s : task.tap_shift) shift = s > shift ? s : shift;
+  const int columns = shift <= 2 ? 62 : chunk;  // that 64 bits of every line are enough for
   char* plane = static_cast<char*>(task.planes);
   for (std::int64_t row = 0; row < task.rows; ++row, plane += task.columns) {
-    for (std::int64_t i = 0; i < task.columns; i += chunk) {
+    for (std::int64_t i = 0; i < task.columns; i += columns) {
       Bits bits[3];
       for (int l = 0; l < task.line_count; ++l) {
         const Line line = line_of_row(task, l, row);
@@ -162,51 +153,29 @@ void stage_3x3_binary_tables_avx512vbmi(const StageTask& task) {
       }
       __m512i codes = _mm512_setzero_si512();
       for (int t = 0; t < 3; ++t) {
-        codes = set_bits(codes, bits[task.tap_line[t]].low >> task.tap_shift[t], 1 << t);
-        codes = set_bits(codes, bits[task.tap_line[t]].high >> task.tap_shift[t], 16 << t);
+        const Bits& line = bits[task.tap_line[t]];
+        const Bits tap{line.low >> task.tap_shift[t], line.high >> task.tap_shift[t]};
+        codes = add_digits(codes, tap, kPowers[t] * task.code_unit);
       }
       _mm512_storeu_si512(plane + i, codes);
     }
   }
 }
 
-// Two planes a unit: the low numbers, then the high numbers.
+// Three planes a unit: the codes of channels 0 1 2, 3 4 5 and 6 7.
 void stage_8x1x1_binary_tables_avx512vbmi(const StageTask& task) {
   char* plane = static_cast<char*>(task.planes);
   for (std::int64_t row = 0; row < task.rows; ++row, plane += task.columns) {
     for (std::int64_t i = 0; i < task.columns; i += 64) {
       const int n = task.columns - i < 64 ? static_cast<int>(task.columns - i) : 64;
-      __m512i low = _mm512_setzero_si512(), high = low;
+      __m512i codes[kCodeParts] = {};
       for (int c = 0; c < 8; ++c) {
-        const Bits bits = load_line(line_of_row(task, c, row), i, n, task.sign_zero);
-        low = set_bits(low, bits.low, 1 << c);
-        high = set_bits(high, bits.high, 1 << c);
+        __m512i& part = codes[c / kTapsOfCode];
+        const Bits tap = load_line(line_of_row(task, c, row), i, n, task.sign_zero);
+        part = add_digits(part, tap, kPowers[c % kTapsOfCode] * task.code_unit);
       }
-      _mm512_storeu_si512(plane + i, low);
-      _mm512_storeu_si512(plane + i + task.plane_stride, high);
+      for (int p = 0; p < kCodeParts; ++p) _mm512_storeu_si512(plane + i + p * task.plane_stride, codes[p]);
     }
-  }
-}
-
-void number_binary_tables_avx512vbmi(const NumberTask& task, Unit unit) {
-  const __m128i shift = _mm_cvtsi32_si128(__builtin_ctz(static_cast<unsigned>(task.slot)));
-  const __m512i bits = _mm512_set1_epi16(7);
-  for (std::int64_t p = 0; p < task.pixels; p += 32) {
-    const __m512i codes0 = load_codes(task.planes[0] + p), codes1 = load_codes(task.planes[1] + p);
-    __m512i low = codes0, high = codes1;
-    if (unit == Unit::k3x3) {
-      // Row r's code has its low bits in 0..2 and its high bits in 4..6; in the numbers they are bits 3r to 3r + 2.
-      const __m512i codes2 = load_codes(task.planes[2] + p);
-      const auto number = [&](__m512i row0, __m512i row1, __m512i row2) {
-        return _mm512_or_si512(_mm512_and_si512(row0, bits),
-                               _mm512_or_si512(_mm512_slli_epi16(_mm512_and_si512(row1, bits), 3),
-                                               _mm512_slli_epi16(_mm512_and_si512(row2, bits), 6)));
-      };
-      low = number(codes0, codes1, codes2);
-      high = number(_mm512_srli_epi16(codes0, 4), _mm512_srli_epi16(codes1, 4), _mm512_srli_epi16(codes2, 4));
-    }
-    _mm512_storeu_si512(task.low + p, _mm512_sll_epi16(low, shift));
-    _mm512_storeu_si512(task.high + p, _mm512_sll_epi16(high, shift));
   }
 }
 

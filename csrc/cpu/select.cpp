@@ -25,22 +25,11 @@ constexpr Kernel kKernels[] = {
    gather_##NAME,                                     \
    nullptr,                                           \
    nullptr,                                           \
-   nullptr,                                           \
    finish_##NAME},
-#define SUBBIT_TABLES(NAME, LEVEL, ACTIVATIONS, PIXELS) \
-  {#NAME,                                               \
-   Level::LEVEL,                                        \
-   Activations::ACTIVATIONS,                            \
-   Layout::kTables,                                     \
-   PIXELS,                                              \
-   kMaxTauOfTables,                                     \
-   stage_3x3_##NAME,                                    \
-   stage_8x1x1_##NAME,                                  \
-   nullptr,                                             \
-   nullptr,                                             \
-   number_##NAME,                                       \
-   respond_##NAME,                                      \
-   gather_##NAME,                                       \
+#define SUBBIT_TABLES(NAME, LEVEL, ACTIVATIONS, PIXELS)                         \
+  {#NAME,        Level::LEVEL,    Activations::ACTIVATIONS, Layout::kTables,    \
+   PIXELS,       kMaxTauOfTables, stage_3x3_##NAME,         stage_8x1x1_##NAME, \
+   nullptr,      nullptr,         respond_##NAME,           gather_##NAME,      \
    finish_##NAME},
 #include "cpu/kernels.inc"
 #undef SUBBIT_ROWS

@@ -10,12 +10,12 @@ namespace {
 
 // What a strip's sums may take of the second-level cache.
 constexpr std::int64_t kSumsBytes = 128 * 1024;
-constexpr std::int64_t kMaxStripPixels = 512;
+constexpr std::int64_t kMaxStripPixels = 1024;
 constexpr std::int64_t kLine = 64;
 
 int planes_per_phase(Layout layout, Unit unit) {
   if (layout == Layout::kRows) return unit == Unit::k3x3 ? kPatternsOfRow : 2 * kPatternsOfHalf;
-  return unit == Unit::k3x3 ? 1 : 2;
+  return unit == Unit::k3x3 ? 1 : kCodeParts;
 }
 
 // Whole cache lines, and an odd number of them, so that planes do not fall on the same cache sets.
@@ -81,14 +81,11 @@ StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem&
   const std::int64_t block = std::min<std::int64_t>(plan.units_per_block, problem.units);
   Layouter scratch;
   s.lines_at = scratch.take(line * kMaxLines);
-  const std::int64_t staged = kernel.layout == Layout::kRows ? block : 1;  // tables keep numbers, not planes
-  s.planes_at = scratch.take(checked_product({staged, s.unit_stride, element}, "scratch memory"));
+  s.planes_at = scratch.take(checked_product({block, s.unit_stride, element}, "scratch memory"));
   if (kernel.layout == Layout::kRows) {
-    s.table_stride = s.number_stride = s.numbers_at = 0;
+    s.table_stride = 0;
     s.responses_at = scratch.take(block * problem.codewords * kernel.pixels * element);
   } else {
-    s.number_stride = plane_bytes(pixels * 2) / 2;
-    s.numbers_at = scratch.take(checked_product({block, s.number_stride, 2, 2}, "scratch memory"));
     s.table_stride = round_up(block * table_slot(problem.codewords), 64);
     s.responses_at = scratch.take(s.table_stride * kernel.pixels);
   }

@@ -28,9 +28,8 @@ struct StripPlan {
 
   // Scratch memory of one thread: offsets in bytes, all multiples of 64.
   std::int64_t line_stride;  // elements
-  std::int64_t lines_at, planes_at, numbers_at, responses_at, sums_at;
-  std::int64_t table_stride;   // bytes of one pixel's tables
-  std::int64_t number_stride;  // elements of one unit's low (or high) patch numbers
+  std::int64_t lines_at, planes_at, responses_at, sums_at;
+  std::int64_t table_stride;  // bytes of one pixel's tables
   std::int64_t scratch_bytes;
 };
 

@@ -80,13 +80,17 @@ TablesForm make_tables_form(const DecodedWeight& weight, const Plan& plan, std::
   TablesForm form;
   form.slot = table_slot(static_cast<int>(weight.codebook.size()));
   const int taps = unit_taps(weight.unit);
-  const int patches = 1 << taps;
-  form.responses = AlignedBuffer(static_cast<std::size_t>(patches) * form.slot);
-  for (int patch = 0; patch < patches; ++patch) {
-    for (std::size_t k = 0; k < weight.codebook.size(); ++k) {
-      // Taps that agree count +1 and the others -1: the response is taps - 2 * different, plus the bias of taps.
-      const int different = __builtin_popcount(static_cast<unsigned>(patch ^ weight.codebook[k]));
-      form.responses.data()[patch * form.slot + k] = static_cast<std::byte>(2 * (taps - different));
+  form.responses = AlignedBuffer(static_cast<std::size_t>(kCodeParts) * kCodes * form.slot);
+  for (int part = 0; part < kCodeParts; ++part) {
+    for (int code = 0; code < kCodes; ++code) {
+      for (std::size_t k = 0; k < weight.codebook.size(); ++k) {
+        int response = 0, digits = code;
+        for (int tap = part * kTapsOfCode; tap < std::min(taps, (part + 1) * kTapsOfCode); ++tap, digits /= 3) {
+          const int value = digits % 3 - 1;
+          response += 1 + (weight.codebook[k] >> tap & 1 ? value : -value);  // 1: the bias
+        }
+        form.responses.data()[(part * kCodes + code) * form.slot + k] = static_cast<std::byte>(response);
+      }
     }
   }
 

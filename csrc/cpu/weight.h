@@ -24,7 +24,7 @@ struct RowsForm {
 // The tables layout's form.
 struct TablesForm {
   int slot = 0;
-  AlignedBuffer responses;  // [patch number][slot]
+  AlignedBuffer responses;  // [part][code][slot]
   AlignedBuffer positions;  // [group][block][outputs / 64][units, in whole registers][64]
 };
 
