@@ -1,0 +1,24 @@
+"""Fast inference for sub-bit neural networks (Wang et al., ICCV 2021).
+
+A sub-bit weight stores a binary convolution in less than one bit a weight: each 3x3 kernel, or vector of 8 channels of
+a 1x1 convolution, is one of the few codewords of its layer's codebook, named by a tau-bit index. ``conv`` computes
+every codeword's response once and gathers the responses through the indices.
+"""
+
+from subbit_infer import codebook, cost, nn, reference
+from subbit_infer.ops import conv, linear
+from subbit_infer.weight import PackedWeight, load_weights, save_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PackedWeight",
+    "codebook",
+    "conv",
+    "cost",
+    "linear",
+    "load_weights",
+    "nn",
+    "reference",
+    "save_weights",
+]

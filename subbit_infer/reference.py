@@ -1,0 +1,98 @@
+"""The oracle: sub-bit convolution in plain torch, twice. It never touches the compiled kernels.
+
+:func:`conv2d` decodes the weight and calls ``F.conv2d``; it also serves what no kernel is compiled for.
+:func:`conv2d_shared` is the paper's computation sharing (section 4.4, Figure 6) written down as it reads. On
+integer-valued inputs the two agree exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from subbit_infer import codebook as codebooks
+
+
+def binarize(x: Tensor, sign_zero: int = 0) -> Tensor:
+    """The sign of x: -1, 0 or +1. With ``sign_zero=1`` zeros count as +1. NaN has sign 0, as in ``torch.sign``."""
+    return torch.where(x == 0, torch.ones_like(x), x.sign()) if sign_zero else x.sign()
+
+
+def _epilogue(sums: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    if scale is not None:
+        sums = sums * scale.to(sums.dtype)[:, None, None]
+    if bias is not None:
+        sums = sums + bias.to(sums.dtype)[:, None, None]
+    return sums
+
+
+def conv2d(
+    x: Tensor,
+    indices: Tensor,
+    codebook: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+    activation_bits: int = 32,
+    sign_zero: int = 0,
+) -> Tensor:
+    """Sub-bit convolution by decoding the weight.
+
+    Args:
+        x: (N, C_in, H, W) float32 or float64.
+        indices: (C_out, C_in / groups / g) int64.
+        codebook: (K, g, kh, kw) of +-1.
+        bias: (C_out,) added last.
+        stride: as in ``F.conv2d``; so are padding, dilation and groups.
+        padding: zeros, which contribute nothing in either activation mode.
+        dilation: distance of the taps.
+        groups: groups of channels.
+        scale: (C_out,) multiplies the sums before the bias is added.
+        activation_bits: 32, or 1 to take the sign of x first.
+        sign_zero: what the sign of 0 is, 0 or 1.
+
+    Returns:
+        (N, C_out, H_out, W_out) in x's dtype.
+    """
+    x = binarize(x, sign_zero) if activation_bits == 1 else x
+    weight = codebooks.decode(indices, codebook).to(x.dtype)
+    return _epilogue(F.conv2d(x, weight, None, stride, padding, dilation, groups), scale, bias)
+
+
+def conv2d_shared(
+    x: Tensor,
+    indices: Tensor,
+    codebook: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+    activation_bits: int = 32,
+    sign_zero: int = 0,
+) -> Tensor:
+    """Sub-bit convolution by sharing: every codeword's response once, then one addition a unit.
+
+    Arguments and result are those of :func:`conv2d`.
+    """
+    x = binarize(x, sign_zero) if activation_bits == 1 else x
+    codewords, g = codebook.shape[:2]
+    out_channels, units = indices.shape
+    responses = F.conv2d(  # (N, all units * K, H_out, W_out): a unit is a group of its own
+        x, codebook.to(x.dtype).repeat(groups * units, 1, 1, 1), None, stride, padding, dilation, x.shape[1] // g
+    )
+    responses = responses.unflatten(1, (groups * units, codewords))
+    per_group = out_channels // groups
+    sums = torch.zeros(x.shape[0], out_channels, *responses.shape[3:], dtype=x.dtype, device=x.device)
+    for o in range(out_channels):
+        first = o // per_group * units
+        for u in range(units):
+            sums[:, o] += responses[:, first + u, indices[o, u]]
+    return _epilogue(sums, scale, bias)

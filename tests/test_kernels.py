@@ -1,0 +1,233 @@
+"""Every compiled kernel against an oracle of the tests' own: exact on integers, at every level this machine has."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from subbit_infer import PackedWeight, _native
+from tests.helpers import (
+    MACHINE_LEVELS,
+    UNIT_1X1,
+    UNIT_3X3,
+    GuardedFloats,
+    dense_weight,
+    expected_conv,
+    integers,
+    random_weight,
+)
+
+CANARY = -123456.0
+
+
+def run(x, indices, codebook, level, *, threads=1, channels_last=False, scale=None, bias=None, **options):
+    """Calls the compiled convolution at a level, into an output with canaries on both sides."""
+    stride, padding = options.get("stride", (1, 1)), options.get("padding", (0, 0))
+    dilation, groups = options.get("dilation", (1, 1)), options.get("groups", 1)
+    activation_bits, sign_zero = options.get("activation_bits", 32), options.get("sign_zero", 0)
+    weight = PackedWeight.from_indices(indices, codebook)
+    prepared = _native.prepare(
+        weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
+    )
+    sizes = [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.unit[1 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
+    ]
+    shape = (x.shape[0], weight.out_channels, *sizes)
+    count = shape[0] * shape[1] * shape[2] * shape[3]
+    memory = torch.full((count + 64,), CANARY)
+    inner = memory[32 : 32 + count]
+    y = inner.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2) if channels_last else inner.view(shape)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        _native.conv2d(
+            prepared, x, y, scale, bias, stride, padding, dilation, groups, activation_bits, sign_zero, level
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert (memory[:32] == CANARY).all(), "wrote before the output"
+    assert (memory[32 + count :] == CANARY).all(), "wrote behind the output"
+    return y
+
+
+def assert_same(y: torch.Tensor, expected: torch.Tensor) -> None:
+    if not torch.equal(y, expected.float()):
+        wrong = (y != expected).nonzero()
+        at = tuple(wrong[0].tolist())
+        pytest.fail(
+            f"{len(wrong)} of {y.numel()} elements differ, first at {at}: {y[at].item()}, not {expected[at].item()}"
+        )
+
+
+def check(unit, out_channels, in_channels, codewords, size, level, *, batch=1, groups=1, seed=0, **options):
+    indices, codebook = random_weight(unit, out_channels, in_channels // groups // unit[0], codewords, seed)
+    x = integers(batch, in_channels, *size, seed=seed)
+    ours = {k: options.pop(k) for k in ("threads", "channels_last") if k in options}
+    y = run(x, indices, codebook, level, groups=groups, **ours, **options)
+    assert_same(y, expected_conv(x, indices, codebook, groups=groups, **options))
+
+
+@pytest.mark.parametrize("level", MACHINE_LEVELS)
+@pytest.mark.parametrize("activation_bits", [32, 1])
+class TestEveryLevel:
+    @pytest.mark.parametrize("codewords", [1, 2, 3, 4, 7, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 255, 256])
+    @pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
+    def test_codebook_sizes(self, level, activation_bits, unit, codewords):
+        check(unit, 70, 40, codewords, (9, 11), level, activation_bits=activation_bits, padding=(1, 1))
+
+    # Either side of: a step of the gather (8), a register of tables (64 and 128 outputs), a block of units
+    # (8, 14, 28, 32), a group of byte sums (14).
+    @pytest.mark.parametrize("out_channels", [1, 7, 8, 9, 63, 64, 65, 127, 128, 129, 200])
+    def test_output_channels(self, level, activation_bits, out_channels):
+        check(UNIT_3X3, out_channels, 5, 32, (6, 7), level, activation_bits=activation_bits, padding=(1, 1))
+
+    @pytest.mark.parametrize("in_channels", [1, 2, 3, 7, 8, 9, 13, 14, 15, 27, 28, 29, 31, 32, 33, 56, 57, 130])
+    @pytest.mark.parametrize("codewords", [4, 16, 32, 64])
+    def test_input_channels(self, level, activation_bits, in_channels, codewords):
+        check(UNIT_3X3, 9, in_channels, codewords, (5, 6), level, activation_bits=activation_bits, padding=(1, 1))
+
+    # Either side of a tile (8, 16, 32 pixels), a word of taps (62, 64) and a strip (1024).
+    @pytest.mark.parametrize(
+        "size", [(1, 1), (1, 7), (7, 1), (3, 5), (4, 4), (7, 7), (1, 33), (2, 62), (3, 63), (2, 64), (3, 65), (1, 130), (40, 41)]
+    )
+    @pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
+    def test_image_sizes(self, level, activation_bits, unit, size):
+        check(unit, 10, 16, 32, size, level, activation_bits=activation_bits, padding=(1, 1), batch=2)
+
+    @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1), (1, 4), (5, 2)])
+    @pytest.mark.parametrize("dilation", [(1, 1), (2, 2), (3, 1), (1, 3)])
+    @pytest.mark.parametrize("padding", [(0, 0), (1, 1), (2, 3), (9, 0)])
+    def test_geometry(self, level, activation_bits, stride, dilation, padding):
+        options = {"stride": stride, "dilation": dilation, "padding": padding, "activation_bits": activation_bits}
+        check(UNIT_3X3, 9, 6, 32, (11, 13), level, **options)
+        check(UNIT_1X1, 9, 16, 32, (5, 6), level, **options)
+
+    @pytest.mark.parametrize("dilation", [31, 32, 33, 40, 70])
+    def test_far_taps(self, level, activation_bits, dilation):
+        check(UNIT_3X3, 3, 2, 8, (3, 150), level, activation_bits=activation_bits, dilation=(1, dilation), padding=(1, 9))
+
+    @pytest.mark.parametrize("groups", [2, 3, 6])
+    def test_groups(self, level, activation_bits, groups):
+        check(UNIT_3X3, 12, 6, 32, (7, 8), level, activation_bits=activation_bits, groups=groups, padding=(1, 1))
+        check(UNIT_1X1, 12, 48, 16, (7, 8), level, activation_bits=activation_bits, groups=groups)
+
+    @pytest.mark.parametrize("channels_last", [False, True])
+    @pytest.mark.parametrize("threads", [1, 2, 3])
+    def test_scale_bias_threads_and_layout(self, level, activation_bits, threads, channels_last):
+        for out_channels in (5, 64, 70):
+            scale, bias = integers(out_channels, seed=1), integers(out_channels, seed=2)
+            check(
+                UNIT_3X3, out_channels, 20, 32, (15, 9), level, batch=2, padding=(1, 1), threads=threads,
+                channels_last=channels_last, scale=scale, bias=bias, activation_bits=activation_bits,
+            )  # fmt: skip
+
+    def test_sign_of_zero(self, level, activation_bits):
+        check(UNIT_3X3, 9, 6, 32, (8, 9), level, activation_bits=activation_bits, padding=(1, 1), sign_zero=1) if (
+            activation_bits == 1
+        ) else check(UNIT_3X3, 9, 6, 32, (8, 9), level, padding=(1, 1))
+
+    @pytest.mark.parametrize("at_end", [True, False])
+    @pytest.mark.parametrize("width", [1, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65])
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_reads_nothing_outside_the_input(self, level, activation_bits, width, at_end, stride):
+        guarded = GuardedFloats(1, 8, 3, width, at_end=at_end)
+        x = guarded.tensor.copy_(integers(1, 8, 3, width))
+        for unit, padding in ((UNIT_3X3, (1, 1)), (UNIT_1X1, (0, 0))):
+            indices, codebook = random_weight(unit, 9, 8 // unit[0], 16)
+            options = {"stride": (stride, stride), "padding": padding}
+            y = run(x, indices, codebook, level, activation_bits=activation_bits, **options)
+            assert_same(y, expected_conv(x, indices, codebook, activation_bits=activation_bits, **options))
+
+    def test_random_problems(self, level, activation_bits):
+        rng = random.Random(f"{level} {activation_bits}")
+        for seed in range(60):
+            unit = rng.choice([UNIT_3X3, UNIT_1X1])
+            groups = rng.choice([1, 1, 2, 3])
+            size = rng.randint(1, 20), rng.randint(1, 40)
+            check(
+                unit, groups * rng.randint(1, 80), groups * unit[0] * rng.randint(1, 40), rng.randint(1, 256), size,
+                level, batch=rng.randint(1, 3), groups=groups, seed=seed, activation_bits=activation_bits,
+                stride=(rng.randint(1, 3), rng.randint(1, 3)), padding=(rng.randint(2, 4), rng.randint(2, 4)),
+                dilation=(rng.randint(1, 2), rng.randint(1, 2)), threads=rng.randint(1, 2),
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("level", MACHINE_LEVELS)
+def test_more_binary_taps_than_16_bits_hold(level):
+    # 4096 channels of nine taps that all agree: 36864 does not fit 16 bits, so a float kernel takes the signs.
+    indices, codebook = torch.zeros(3, 4096, dtype=torch.int64), torch.ones(1, 1, 3, 3)
+    x = torch.full((1, 4096, 3, 3), 7.0)
+    y = run(x, indices, codebook, level, activation_bits=1)
+    assert y.flatten().tolist() == [36864.0] * 3
+
+
+@pytest.mark.parametrize("level", MACHINE_LEVELS)
+def test_largest_binary_sums(level):
+    # The largest sums that 16 bits are used for, of both signs.
+    for sign in (1, -1):
+        indices, codebook = torch.zeros(2, 3640, dtype=torch.int64), torch.ones(1, 1, 3, 3)
+        x = torch.full((1, 3640, 3, 3), 2.0 * sign)
+        assert _native.select(True, _native.UNITS[UNIT_3X3], 1, 3640, level)["binarize"] is False
+        assert run(x, indices, codebook, level, activation_bits=1).flatten().tolist() == [32760.0 * sign] * 2
+
+
+def test_levels_threads_and_batch_splits_give_the_same_bits():
+    indices, codebook = random_weight(UNIT_3X3, 70, 50, 32)
+    x = torch.randn(3, 50, 15, 17, generator=torch.Generator().manual_seed(0))
+    scale = torch.rand(70, generator=torch.Generator().manual_seed(1))
+    first = run(x, indices, codebook, "scalar", padding=(1, 1), scale=scale)
+    for level in MACHINE_LEVELS:
+        for threads in (1, 2, 3):
+            y = run(x, indices, codebook, level, padding=(1, 1), scale=scale, threads=threads)
+            assert torch.equal(y.view(torch.int32), first.view(torch.int32))
+        one = run(x[1:2], indices, codebook, level, padding=(1, 1), scale=scale)
+        assert torch.equal(one.view(torch.int32), first[1:2].view(torch.int32))
+
+
+@pytest.mark.parametrize("level", MACHINE_LEVELS)
+def test_float_error_bound(level):
+    # The sums of a unit's nine taps and then of C units take at most C + 8 roundings of values whose
+    # magnitudes sum to sum |x|: |error| <= (C + 8) 2^-24 sum |x|, and a further C for the sums' own growth.
+    channels = 200
+    indices, codebook = random_weight(UNIT_3X3, 16, channels, 32)
+    x = torch.randn(1, channels, 12, 12, generator=torch.Generator().manual_seed(0))
+    y = run(x, indices, codebook, level, padding=(1, 1))
+    exact = expected_conv(x, indices, codebook, padding=(1, 1))
+    magnitude = torch.nn.functional.conv2d(x.abs().double(), torch.ones(16, channels, 3, 3).double(), padding=1)
+    assert ((y - exact).abs() <= 2 * channels * 2.0**-24 * magnitude).all()
+    assert ((y - exact).abs().max() / exact.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("level", MACHINE_LEVELS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_inf_reach_exactly_their_receptive_field(level, value):
+    indices, codebook = random_weight(UNIT_3X3, 9, 4, 32)
+    x = integers(1, 4, 9, 21)
+    x[0, 2, 4, 10] = value
+    y = run(x, indices, codebook, level, padding=(1, 1))
+    expected = torch.nn.functional.conv2d(x, dense_weight(indices, codebook), padding=1)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y.nan_to_num(1e9), expected.nan_to_num(1e9))
+
+
+@pytest.mark.parametrize("level", MACHINE_LEVELS)
+def test_binary_nan_counts_as_zero(level):
+    indices, codebook = random_weight(UNIT_3X3, 9, 4, 32)
+    x = integers(1, 4, 9, 21)
+    x[0, 2, 4, 10] = float("nan")
+    x[0, 1, 3, 3] = float("inf")
+    y = run(x, indices, codebook, level, padding=(1, 1), activation_bits=1)
+    assert_same(y, expected_conv(x, indices, codebook, padding=(1, 1), activation_bits=1))
+
+
+def test_every_kernel_of_the_machine_is_selected_by_some_problem():
+    reached = {
+        _native.select(binary, unit, codewords, 64, level)["kernel"]
+        for binary in (False, True)
+        for unit in _native.UNITS.values()
+        for codewords in (2, 32, 256)
+        for level in MACHINE_LEVELS
+    }
+    assert reached == {name for name, level, _ in _native.kernels() if level in MACHINE_LEVELS}

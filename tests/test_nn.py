@@ -1,0 +1,165 @@
+"""SubbitConv2d and SubbitLinear: made from dense layers, saved, copied, moved."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+from subbit_infer import nn
+from tests.helpers import UNIT_1X1, UNIT_3X3, dense_weight, integers, random_weight
+
+
+def dense_conv(**options) -> torch.nn.Conv2d:
+    groups = options.get("groups", 1)
+    indices, codebook = random_weight(UNIT_3X3, 12, 8 // groups, 32)
+    conv = torch.nn.Conv2d(8, 12, 3, **options)
+    with torch.no_grad():
+        conv.weight.copy_(dense_weight(indices, codebook) * 2.0 ** torch.randint(-2, 3, (12, 1, 1, 1)))
+        if conv.bias is not None:
+            conv.bias.copy_(integers(12))
+    return conv
+
+
+def dense_linear() -> torch.nn.Linear:
+    linear = torch.nn.Linear(24, 10)
+    with torch.no_grad():
+        linear.weight.copy_(dense_weight(*random_weight(UNIT_1X1, 10, 3, 16)).flatten(1) * 0.5)
+        linear.bias.copy_(integers(10))
+    return linear
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"stride": 2, "padding": 1}, {"padding": "same", "dilation": (2, 1)}, {"groups": 4, "bias": False},
+    {"stride": (1, 3), "padding": (2, 0)},
+])  # fmt: skip
+@pytest.mark.parametrize("activation_bits", [1, 32])
+def test_conv_from_dense(options, activation_bits):
+    conv = dense_conv(**options)
+    layer = nn.SubbitConv2d.from_dense(conv, activation_bits=activation_bits)
+    x = integers(2, 8, 9, 10)
+    with torch.no_grad():
+        assert torch.equal(layer(x), conv(x.sign() if activation_bits == 1 else x))
+
+
+@pytest.mark.parametrize("activation_bits", [1, 32])
+def test_linear_from_dense(activation_bits):
+    linear = dense_linear()
+    layer = nn.SubbitLinear.from_dense(linear, activation_bits=activation_bits)
+    x = integers(2, 3, 24)
+    with torch.no_grad():
+        assert torch.equal(layer(x), linear(x.sign() if activation_bits == 1 else x))
+
+
+def layers() -> list[tuple[torch.nn.Module, torch.Tensor]]:
+    conv = nn.SubbitConv2d.from_dense(dense_conv(padding=1), activation_bits=1, sign_zero=1)
+    plain = nn.SubbitConv2d.from_indices(*random_weight(UNIT_3X3, 12, 8, 20))
+    linear = nn.SubbitLinear.from_indices(*random_weight(UNIT_1X1, 12, 3, 16), bias=torch.ones(12))
+    return [(conv, integers(2, 8, 9, 10)), (plain, integers(2, 8, 9, 10)), (linear, integers(5, 24))]
+
+
+@pytest.mark.parametrize("layer, x", layers(), ids=["conv", "plain", "linear"])  # noqa: PT006
+class TestEveryLayer:
+    def empty(self, layer):
+        """A layer of the same sizes without the weight."""
+        options = {"scale": layer.scale is not None, "bias": layer.bias is not None}
+        modes = {"activation_bits": layer.activation_bits, "sign_zero": layer.sign_zero}
+        if isinstance(layer, nn.SubbitLinear):
+            return nn.SubbitLinear(layer.in_features, layer.out_features, layer.codewords, **options, **modes)
+        return nn.SubbitConv2d(
+            layer.in_channels, layer.out_channels, layer.unit, layer.codewords, stride=layer.stride,
+            padding=layer.padding, **options, **modes,
+        )  # fmt: skip
+
+    def test_state_dict_round_trip(self, layer, x):
+        other = self.empty(layer)
+        other(x)  # prepared with another weight first
+        other.load_state_dict(layer.state_dict())
+        assert torch.equal(other(x), layer(x))
+
+    def test_running_does_not_change_the_state(self, layer, x):
+        before = {k: v.clone() for k, v in layer.state_dict().items()}
+        attributes = set(vars(layer))
+        layer(x)
+        assert before.keys() == layer.state_dict().keys()
+        assert all(torch.equal(v, layer.state_dict()[k]) for k, v in before.items())
+        assert attributes == set(vars(layer))
+
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+    def test_copies(self, layer, x, duplicate):
+        expected = layer(x)
+        other = duplicate(layer)
+        assert torch.equal(other(x), expected)
+        other.packed_indices.zero_()
+        assert torch.equal(layer(x), expected)
+
+    def test_saving_with_torch(self, layer, x):
+        file = io.BytesIO()
+        torch.save(layer.state_dict(), file)
+        file.seek(0)
+        other = self.empty(layer)
+        other.load_state_dict(torch.load(file, weights_only=True))
+        assert torch.equal(other(x), layer(x))
+
+    def test_to(self, layer, x):
+        expected = layer(x)
+        half = copy.deepcopy(layer).to(torch.float16)
+        assert half.packed_indices.dtype == torch.uint8
+        assert torch.equal(half(x.half()), expected.half())
+        assert layer.to("cpu") is layer
+
+    def test_meta_device(self, layer, x):
+        meta = copy.deepcopy(layer).to("meta")
+        assert meta(x.to("meta")).shape == layer(x).shape
+        filled = meta.to_empty(device="cpu")
+        filled.load_state_dict(layer.state_dict())
+        assert torch.equal(filled(x), layer(x))
+        assigned = copy.deepcopy(layer).to("meta")
+        assigned.load_state_dict(layer.state_dict(), assign=True)
+        assert torch.equal(assigned(x), layer(x))
+
+    def test_loading_bad_indices_is_refused(self, layer, x):
+        if layer.codewords & (layer.codewords - 1) == 0:
+            pytest.skip("every index is in a codebook whose size is a power of two")
+        state = layer.state_dict() | {"packed_indices": torch.full_like(layer.packed_indices, 255)}
+        with pytest.raises(RuntimeError, match=r"packed_indices: indices must be in \[0, 20\)"):
+            self.empty(layer).load_state_dict(state)
+
+    def test_repr_and_parameters(self, layer, x):
+        assert f"tau={layer.tau}" in repr(layer)
+        assert f"activation_bits={layer.activation_bits}" in repr(layer)
+        assert list(layer.parameters()) == []
+
+    def test_compile_and_export(self, layer, x):
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x), layer(x))
+        program = torch.export.export(layer, (x,))
+        assert torch.equal(program.module()(x), layer(x))
+
+
+def test_from_dense_refuses_other_padding_modes():
+    with pytest.raises(ValueError, match="padding_mode 'zeros', got 'reflect'"):
+        nn.SubbitConv2d.from_dense(torch.nn.Conv2d(8, 8, 3, padding_mode="reflect"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((12, 16, (8, 1, 1), 16), {}), "in_channels must be a positive multiple of groups"),
+        (((8, 15, (1, 3, 3), 16), {"groups": 2}), "out_channels must be a positive multiple of groups = 2, got 15"),
+        (((8, 16, (1, 3, 3), 257), {}), "codewords must be 1 to 256, got 257"),
+        (((8, 16), {"activation_bits": 8}), "activation_bits must be 1 or 32, got 8"),
+        (((8, 16), {"sign_zero": 2}), "sign_zero must be 0 or 1, got 2"),
+    ],
+)
+def test_bad_sizes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        nn.SubbitConv2d(*arguments[0], **arguments[1])
+
+
+def test_linear_refuses_3x3_units():
+    with pytest.raises(ValueError, match="units of 1x1 taps"):
+        nn.SubbitLinear.from_indices(*random_weight(UNIT_3X3, 4, 4, 8))
