@@ -109,32 +109,48 @@ def numbers(codewords: Tensor) -> Tensor:
     return _numbers_of_bits(codewords > 0)
 
 
+def as_units(codebook: Tensor) -> Tensor:
+    """Brings the shape of a codebook into the form (K, g, kh, kw); looks at no value.
+
+    Args:
+        codebook: floating or integer, (K, g, kh, kw), (K, kh, kw) for g = 1, or (K, g) for 1x1 taps; 1 <= K <= 256.
+
+    Returns:
+        (K, g, kh, kw), a view.
+
+    Raises:
+        TypeError: Not a tensor, or a complex or boolean one.
+        ValueError: Another shape, no tap, or K out of range.
+    """
+    _check_real("codebook", codebook)
+    shape = tuple(codebook.shape)
+    if codebook.ndim not in (2, 3, 4):
+        raise ValueError(f"codebook must have shape (K, g, kh, kw), (K, kh, kw) or (K, g), got {shape}")
+    if not 1 <= shape[0] <= MAX_CODEWORDS:
+        raise ValueError(f"codebook must hold 1 to {MAX_CODEWORDS} codewords, got {shape[0]}")
+    if 0 in shape:
+        raise ValueError(f"codebook must have codewords of at least one tap, got shape {shape}")
+    return codebook.reshape({4: shape, 3: (shape[0], 1, *shape[1:]), 2: (*shape, 1, 1)}[codebook.ndim])
+
+
 def check_codebook(codebook: Tensor) -> Tensor:
     """Checks a codebook and brings it into the one form the package uses.
 
     Args:
-        codebook: floating or integer, (K, g, kh, kw), (K, 3, 3) or (K, 8), of +1 and -1, 1 <= K <= 256.
+        codebook: +1 and -1, in a shape that :func:`as_units` takes.
 
     Returns:
         float32 contiguous (K, g, kh, kw), detached, on the same device; it may share memory with ``codebook``.
 
     Raises:
-        TypeError: Not a tensor, or a complex or boolean one.
-        ValueError: Another shape, no tap, K out of range, or a value other than +1 and -1.
+        TypeError: as :func:`as_units`.
+        ValueError: as :func:`as_units`, or a value other than +1 and -1.
 
     Source: supplement, Table 5 ("Element of a set/subset", "Subset").
     """
-    _check_real("codebook", codebook)
-    shape = tuple(codebook.shape)
-    if codebook.ndim != 4 and shape[1:] not in ((3, 3), (8,)):
-        raise ValueError(f"codebook must have shape (K, g, kh, kw), (K, 3, 3) or (K, 8), got {shape}")
-    if not 1 <= shape[0] <= MAX_CODEWORDS:
-        raise ValueError(f"codebook must hold 1 to {MAX_CODEWORDS} codewords, got {shape[0]}")
-    if codebook.numel() == 0:
-        raise ValueError(f"codebook must have codewords of at least one tap, got shape {shape}")
-    _check_signs("codebook", codebook)
-    canonical = {4: shape, 3: (shape[0], *UNIT_3X3), 2: (shape[0], *UNIT_1X1)}[codebook.ndim]
-    return codebook.detach().to(torch.float32).reshape(canonical).contiguous()
+    units = as_units(codebook)
+    _check_signs("codebook", units)
+    return units.detach().to(torch.float32).contiguous()
 
 
 def vanilla(
@@ -265,7 +281,8 @@ def assign(weight: Tensor, codebook: Tensor, *, chunk: int | None = None) -> Ten
 
     Source: main paper, the binarization of SNN (argmin of the squared distance); supplement, section C.
     """
-    codewords = check_codebook(codebook).to(weight.device if isinstance(weight, Tensor) else None)
+    _check_weight(weight)
+    codewords = check_codebook(codebook).to(weight.device)
     count, group, kh, kw = codewords.shape
     units = units_of(weight, (group, kh, kw))
     if chunk is None:

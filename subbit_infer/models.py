@@ -104,7 +104,10 @@ def make_subbit_weights(model: nn.Module, tau: int = 5, seed: int = 0) -> None:
     """Replaces the body's weights, in place, by ones that a sub-bit layer can hold.
 
     A weight becomes alpha times its nearest codewords of a random codebook (Vanilla-SNN), another one for each layer;
-    alpha, one an output channel, is the mean magnitude of what it replaces.
+    alpha, one an output channel, is the mean magnitude of what it replaces, at float16's precision. That makes sums of
+    +-alpha exact in float32: alpha has 11 significant bits and a layer adds up at most 4608 < 2^13 of them, 24 bits. So
+    a network of binary activations gives the same bits whatever the order of addition; otherwise an activation within
+    rounding of zero would flip its sign, and the next layers would jump.
 
     Args:
         model: The network; its body is what `body_convs` finds.
@@ -114,7 +117,7 @@ def make_subbit_weights(model: nn.Module, tau: int = 5, seed: int = 0) -> None:
     for number, (_, conv) in enumerate(body_convs(model)):
         codebook = vanilla(tau, unit=(1, 3, 3), seed=seed + number)
         units = decode(assign(conv.weight, codebook), codebook)
-        alpha = conv.weight.abs().mean(dim=(1, 2, 3), keepdim=True)
+        alpha = conv.weight.abs().mean(dim=(1, 2, 3), keepdim=True).half().float()
         conv.weight.copy_(alpha * units)
 
 

@@ -6,6 +6,7 @@ for every other unit and device.
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from typing import Any
@@ -36,6 +37,10 @@ _library.define(
     "int sign_zero) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+_library.define(
+    "decode(Tensor packed_indices, Tensor packed_codebook, int units, int codewords, int[3] unit) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 _library.define("pack_indices(Tensor indices, int codewords) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _library.define("pack_codebook(Tensor codebook) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -45,6 +50,8 @@ _library.define("pack_codebook(Tensor codebook) -> Tensor", tags=(torch.Tag.pt2_
 
 def _pair(name: str, value: object, least: int) -> tuple[int, int]:
     """An int or a pair of ints as a pair, each at least ``least``."""
+    if type(value) is int and value >= least:
+        return value, value
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if not all(isinstance(v, int | torch.SymInt) and not isinstance(v, bool) for v in pair):
         raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
@@ -102,10 +109,14 @@ def _out_sizes(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> list[int]:
-    return [_out_size(x.shape[2 + i], padding[i], dilation[i], unit[1 + i], stride[i]) for i in range(2)]
+    _, _, height, width = x.shape
+    return [
+        _out_size(height, padding[0], dilation[0], unit[1], stride[0]),
+        _out_size(width, padding[1], dilation[1], unit[2], stride[1]),
+    ]
 
 
-def _check_sizes(
+def _checked_sizes(
     x: Tensor,
     out_channels: int,
     units: int,
@@ -114,8 +125,8 @@ def _check_sizes(
     padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
-) -> None:
-    """What must hold between the sizes of a convolution."""
+) -> tuple[int, int, int, int]:
+    """The sizes of the result, once what must hold between the sizes has been seen to hold."""
     if groups < 1 or out_channels % groups != 0:
         raise ValueError(f"groups must be at least 1 and divide C_out = {out_channels}, got {groups}")
     expected = units * unit[0] * groups
@@ -123,11 +134,17 @@ def _check_sizes(
         raise ValueError(
             f"x must have C_in = {expected} channels ({units} units of {unit[0]} in {groups} groups), got {x.shape[1]}"
         )
-    if min(_out_sizes(x, unit, stride, padding, dilation)) < 1:
+    height, width = _out_sizes(x, unit, stride, padding, dilation)
+    if height < 1 or width < 1:
         raise ValueError(
             f"x must be at least as large as the kernel: height and width {tuple(x.shape[2:])} with padding "
             f"{padding} do not hold a kernel {unit[1:]} with dilation {dilation}"
         )
+    sizes = (x.shape[0], out_channels, height, width)
+    # No address space holds 2^45 floats: refused before anything is allocated. (Sizes may be symbols of a graph.)
+    if all(type(size) is int for size in sizes) and math.prod(sizes) > 2**45:
+        raise ValueError(f"the output must have at most 2^45 elements, it would have sizes {sizes}")
+    return sizes
 
 
 # ---- operators ------------------------------------------------------------------------------------------------
@@ -138,6 +155,15 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return torch.channels_last
     return torch.contiguous_format
+
+
+def _decode(
+    packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: list[int]
+) -> Tensor:
+    """The dense weight without scale, (C_out, units * g, kh, kw) float32."""
+    indices = unpack_bits(packed_indices, units, codebooks.tau_of(codewords))
+    check_indices(indices, codewords)
+    return codebooks.decode(indices, unpack_codebook(packed_codebook, codewords, (unit[0], unit[1], unit[2])))
 
 
 def _conv2d_reference(
@@ -157,16 +183,19 @@ def _conv2d_reference(
     sign_zero: int,
 ) -> Tensor:
     """Any unit on any device: decode and convolve in float32."""
+    shape, strides = (unit[0], unit[1], unit[2]), (stride[0], stride[1])
+    pads, dilations = (padding[0], padding[1]), (dilation[0], dilation[1])
+    _checked_sizes(x, packed_indices.shape[0], units, shape, strides, pads, dilations, groups)
     indices = unpack_bits(packed_indices, units, codebooks.tau_of(codewords))
     check_indices(indices, codewords)
     y = reference.conv2d(
         x.to(torch.float32),
         indices,
-        unpack_codebook(packed_codebook, codewords, (unit[0], unit[1], unit[2])),
+        unpack_codebook(packed_codebook, codewords, shape),
         bias,
-        (stride[0], stride[1]),
-        (padding[0], padding[1]),
-        (dilation[0], dilation[1]),
+        strides,
+        pads,
+        dilations,
         groups,
         scale=scale,
         activation_bits=activation_bits,
@@ -204,20 +233,17 @@ def _conv2d_cpu(
         )  # fmt: skip
     strides, pads, dilations = (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
     out_channels = packed_indices.shape[0]
-    _check_sizes(x, out_channels, units, shape, strides, pads, dilations, groups)
+    sizes = _checked_sizes(x, out_channels, units, shape, strides, pads, dilations, groups)
     check_channel_vector("scale", scale, out_channels)
     check_channel_vector("bias", bias, out_channels)
     weight = _native.prepare(packed_indices, packed_codebook, units, codewords, shape)
-    y = torch.empty(
-        (x.shape[0], out_channels, *_out_sizes(x, shape, strides, pads, dilations)),
-        dtype=torch.float32,
-        memory_format=_memory_format(x),
-    )
+    x_float = x if x.dtype == torch.float32 else x.to(torch.float32)
+    y = torch.empty(sizes, dtype=torch.float32, memory_format=_memory_format(x))
     _native.conv2d(
-        weight, x.to(torch.float32), y, _float_vector(scale), _float_vector(bias), strides, pads, dilations, groups,
+        weight, x_float, y, _float_vector(scale), _float_vector(bias), strides, pads, dilations, groups,
         activation_bits, sign_zero,
     )  # fmt: skip
-    return y.to(x.dtype)
+    return y if x.dtype == torch.float32 else y.to(x.dtype)
 
 
 @torch.library.register_fake("subbit_infer::conv2d", lib=_library)
@@ -237,9 +263,18 @@ def _conv2d_fake(
     activation_bits: int,
     sign_zero: int,
 ) -> Tensor:
-    size = [_out_size(x.shape[2 + i], padding[i], dilation[i], unit[1 + i], stride[i]) for i in range(2)]
-    y = x.new_empty((x.shape[0], packed_indices.shape[0], *size))
+    shape, strides = (unit[0], unit[1], unit[2]), (stride[0], stride[1])
+    pads, dilations = (padding[0], padding[1]), (dilation[0], dilation[1])
+    y = x.new_empty(_checked_sizes(x, packed_indices.shape[0], units, shape, strides, pads, dilations, groups))
     return y.contiguous(memory_format=_memory_format(x))
+
+
+@torch.library.register_fake("subbit_infer::decode", lib=_library)
+def _decode_fake(
+    packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: list[int]
+) -> Tensor:
+    g, kh, kw = unit
+    return packed_indices.new_empty((packed_indices.shape[0], units * g, kh, kw), dtype=torch.float32)
 
 
 @torch.library.register_fake("subbit_infer::pack_indices", lib=_library)
@@ -255,6 +290,7 @@ def _pack_codebook_fake(codebook: Tensor) -> Tensor:
 
 _library.impl("conv2d", _conv2d_reference, "CompositeExplicitAutograd")
 _library.impl("conv2d", _conv2d_cpu, "CPU")
+_library.impl("decode", _decode, "CompositeExplicitAutograd")
 _library.impl("pack_indices", pack_indices, "CompositeExplicitAutograd")
 _library.impl("pack_codebook", pack_codebook, "CompositeExplicitAutograd")
 
@@ -278,8 +314,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0] and activation_bits == 1:
         grad_x = torch.zeros_like(x)
     elif ctx.needs_input_grad[0]:
-        indices = unpack_bits(packed_indices, units, codebooks.tau_of(codewords))
-        weight = codebooks.decode(indices, unpack_codebook(packed_codebook, codewords, (unit[0], unit[1], unit[2])))
+        weight = torch.ops.subbit_infer.decode(packed_indices, packed_codebook, units, codewords, unit)
         scaled = grad if scale is None else grad * scale.to(torch.float32)[:, None, None]
         grad_x = torch.nn.grad.conv2d_input(x.shape, weight, scaled, stride, padding, dilation, groups).to(x.dtype)
     if scale is not None and ctx.needs_input_grad[3]:
@@ -396,7 +431,6 @@ def conv(
     bias = weight.bias if bias is None else bias
     check_channel_vector("scale", scale, out_channels)
     check_channel_vector("bias", bias, out_channels)
-    _check_sizes(batched, out_channels, weight.units, weight.unit, stride, padding, dilation, groups)
     y: Tensor = torch.ops.subbit_infer.conv2d(
         batched, weight.packed_indices, weight.packed_codebook, scale, bias, stride, padding, dilation, groups,
         weight.units, weight.codewords, weight.unit, activation_bits, sign_zero,

@@ -229,8 +229,8 @@ class TestErrors:
             ({"groups": 2.0}, TypeError, "groups must be an int, got 2.0"),
             ({"activation_bits": 2}, ValueError, "activation_bits must be 1 or 32, got 2"),
             ({"sign_zero": -1}, ValueError, "sign_zero must be 0 or 1, got -1"),
-            ({"stride": 2**40}, ValueError, "stride"),
-            ({"padding": 2**40}, (ValueError, RuntimeError), ""),
+            ({"stride": 2**40}, ValueError, r"stride must be in \[1, 2\^31\)"),
+            ({"padding": 2**30}, ValueError, r"at most 2\^45 elements, it would have sizes \(1, 10, 2147483651"),
         ],
     )
     def test_bad_argument(self, weight, change, error, message):
@@ -243,8 +243,8 @@ class TestErrors:
             conv(torch.zeros(1, 12, 5, 5), PackedWeight.from_indices(*weight), weight[1])
 
     def test_sizes_that_overflow(self, weight):
-        huge = torch.zeros(1, 1, 1, 1).expand(2**20, 12, 2**20, 2**20)
-        with pytest.raises((ValueError, RuntimeError, MemoryError)):
+        huge = torch.zeros(1, 1, 1, 1).expand(2**20, 12, 2**13, 2**13)
+        with pytest.raises(ValueError, match=r"at most 2\^45 elements, it would have sizes \(1048576, 10, 8190, 8190\)"):
             conv(huge, *weight)
 
 
@@ -270,6 +270,9 @@ class TestTorchLibrary:
         indices, codebook = random_weight(UNIT_3X3, 10, 5, 20)
         torch.library.opcheck(torch.ops.subbit_infer.pack_indices.default, (indices, 20))
         torch.library.opcheck(torch.ops.subbit_infer.pack_codebook.default, (codebook,))
+        packed = PackedWeight.from_indices(indices, codebook)
+        arguments = (packed.packed_indices, packed.packed_codebook, 5, 20, [1, 3, 3])
+        torch.library.opcheck(torch.ops.subbit_infer.decode.default, arguments)
 
     @pytest.mark.parametrize("activation_bits", [1, 32])
     def test_gradients_are_those_of_the_decoded_weight(self, activation_bits):
@@ -284,7 +287,7 @@ class TestTorchLibrary:
         y = F.conv2d(signed, weight.decode(), stride=(1, 2), padding=1) * scale[:, None, None] + bias[:, None, None]
         y.square().sum().backward()
         for mine, theirs in zip(ours, (x.grad, scale.grad, bias.grad), strict=True):
-            torch.testing.assert_close(mine, theirs)
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-4)
 
     @pytest.mark.parametrize("packed", [True, False])
     def test_compile(self, weight, packed):

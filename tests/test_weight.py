@@ -191,7 +191,7 @@ class TestFile:
             ({"weights": json.dumps({"c": [6, 5, 8, 1]})}, "five positive sizes"),
             ({"weights": json.dumps({"c": [6, 0, 8, 1, 1]})}, "five positive sizes"),
             ({"weights": json.dumps({"c": [6, 257, 8, 1, 1]})}, "at most 256 codewords, got 257"),
-            ({"weights": json.dumps({"c": [7, 5, 8, 1, 1]})}, "indices must be uint8 of shape"),
+            ({"weights": json.dumps({"c": [9, 5, 8, 1, 1]})}, "indices must be uint8 of shape"),
             ({"weights": json.dumps({"c": [6, 5, 8, 3, 3]})}, "codebook must be uint8 of shape"),
             ({"weights": json.dumps({"c": [2**62, 5, 2**62, 2**62, 4]})}, "indices must be uint8 of shape"),
             ({"weights": json.dumps({"d": [6, 5, 8, 1, 1]})}, "lacks the tensor 'd.indices'"),
