@@ -64,7 +64,7 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         ValueError: the packed tensors do not fit the sizes, or an index is out of range.
     """
     state = _state(packed, codebook, codewords, unit)
-    entry = _prepared.get(packed)
+    entry: _Prepared | None = _prepared.get(packed)
     if entry is not None and _is_current(entry, packed, codebook, state):
         return entry.weight
     with _lock:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from subbit_infer import _native, reference
@@ -316,7 +317,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     elif ctx.needs_input_grad[0]:
         weight = torch.ops.subbit_infer.decode(packed_indices, packed_codebook, units, codewords, unit)
         scaled = grad if scale is None else grad * scale.to(torch.float32)[:, None, None]
-        grad_x = torch.nn.grad.conv2d_input(x.shape, weight, scaled, stride, padding, dilation, groups).to(x.dtype)
+        grad_x = conv2d_input(x.shape, weight, scaled, stride, padding, dilation, groups).to(x.dtype)
     if scale is not None and ctx.needs_input_grad[3]:
         sums = torch.ops.subbit_infer.conv2d(
             x.detach().to(torch.float32), packed_indices, packed_codebook, None, None, *ctx.rest
