@@ -45,6 +45,11 @@ CHANNEL_MEANS, CHANNEL_DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LAYER_BOUNDS = {32: 1e-5, 1: 0.0}
 LOGIT_BOUNDS = {32: 1e-4, 1: 0.0}
 
+HOW_MEASURED = """\
+Dense is the better of contiguous and channels_last. Medians of runs in turns, each timed straight after an untimed run
+of the same, so with warm caches. Binary: the dense layer is handed its signs, the sub-bit layer takes them itself.
+"""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -212,10 +217,15 @@ def check_networks(networks: Networks) -> tuple[Difference, int]:
 
 
 def medians(runs: list[Callable[[], Any]], rounds: int) -> list[float]:
-    """Median milliseconds of each run, taken in turns so that all meet the same weather on the machine."""
+    """Median milliseconds of each run.
+
+    They take turns, so that all meet the same weather on the machine. A turn is one run that is not timed, to have the
+    caches hold this run's data and not the last one's, and one that is.
+    """
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(WARM_UP + rounds):
         for run, taken in zip(runs, times, strict=True):
+            run()
             start = time.perf_counter()
             run()
             taken.append((time.perf_counter() - start) * 1e3)
@@ -293,7 +303,7 @@ def difference_cells(found: Difference) -> tuple[str, str]:
 
 def table(outcome: Outcome) -> Table:
     """The layers one by one, their sum, and the network."""
-    result = Table(title=f"ResNet-18, {outcome.title}: milliseconds, batch 1", title_justify="left")
+    result = Table(title=f"ResNet-18, {outcome.title}: milliseconds, batch 1", title_justify="left", title_style="bold")
     for heading in ("3x3 layer", "channels, side"):
         result.add_column(heading, no_wrap=True)
     for heading in ("dense", "sub-bit", "speed-up", "max diff", "relative"):
@@ -382,7 +392,7 @@ def parse_options() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description="A sub-bit ResNet-18 on a photograph, against the same network dense.")
     parser.add_argument("--threads", type=positive, default=1, help="threads of both sides (default: 1)")
-    parser.add_argument("--rounds", type=positive, default=30, help="times each thing is measured (default: 30)")
+    parser.add_argument("--rounds", type=positive, default=20, help="times each thing is measured (default: 20)")
     parser.add_argument("--image", type=Path, default=Path("out/demo.png"), help="where the chart goes")
     parser.add_argument("--json", type=Path, help="where the figures go (default: nowhere)")
     return parser.parse_args()
@@ -394,6 +404,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     console = Console()
     console.print(f"Checking and measuring: {setting()}")
+    console.print(HOW_MEASURED, highlight=False)
     # No thread that redraws the bar: it would run beside what is being measured.
     with Progress(console=console, transient=True, auto_refresh=False) as progress:
         outcomes = [investigate(make_networks(bits), options.rounds, progress) for bits in (32, 1)]

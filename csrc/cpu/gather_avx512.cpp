@@ -7,7 +7,7 @@ namespace subbit {
 
 void gather_float_rows_avx512(const GatherRowsTask& task) {
   if (task.pixels > 8) {
-    gather_rows<F32x16, 1, 16>(task);
+    gather_rows<F32x8, 2, 16>(task);
   } else {
     gather_rows<F32x8, 1, 16>(task);  // half a row is half the work: a 7x7 image is three rows and one pixel
   }

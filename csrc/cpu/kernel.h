@@ -75,9 +75,9 @@ constexpr int kPatternsOfHalf = 8;
 
 // ---- rows layout ----------------------------------------------------------------------------------------
 
-// How respond forms the codewords from the signless sums of a tile. It first copies them side by side (a tile
-// begins anywhere in a plane, so reading them there would cross cache lines again and again): pattern q of part i
-// is then at element (i * patterns + q) * pixels. Row r of the result is
+// How respond forms the codewords from the signless sums of a tile. It first copies those of all parts but the last
+// side by side (a tile begins anywhere in a plane, so reading them there would cross cache lines again and again):
+// pattern q of part i is then at element (i * patterns + q) * pixels. Row r of the result is
 //
 //     (s0 * first[r] + s1 * second[r]) + s2 * last          8x1x1 units: s0 * first[r] + s1 * last
 //

@@ -89,15 +89,16 @@ void respond(const RespondRowsTask& task) {
   const int parts = task.unit == Unit::k3x3 ? 3 : 2;
   const int patterns = task.unit == Unit::k3x3 ? kPatternsOfRow : kPatternsOfHalf;
   for (int u = 0; u < task.units; ++u) {
-    T sums[2 * kPatternsOfHalf * kPixels];
-    for (int i = 0; i < parts * patterns; ++i) {
+    T sums[kPatternsOfHalf * kPixels];
+    for (int i = 0; i < (parts - 1) * patterns; ++i) {
       const T* plane = static_cast<const T*>(task.part[i / patterns]) + u * task.unit_stride;
       std::copy_n(plane + i % patterns * task.plane_stride, kPixels, sums + i * kPixels);
     }
     int k = 0;
     for (int run = 0; run < kRuns; ++run) {
       const int signs = run % (1 << parts);
-      const T* last = sums + ((parts - 1) * patterns + (run >> parts)) * kPixels;
+      const T* last =
+          static_cast<const T*>(task.part[parts - 1]) + u * task.unit_stride + (run >> parts) * task.plane_stride;
       for (; k < task.run_end[run]; ++k) {
         T* row = static_cast<T*>(task.rows) + (k * task.units + u) * kPixels;
         for (int p = 0; p < kPixels; ++p) {

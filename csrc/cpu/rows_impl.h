@@ -36,28 +36,49 @@ inline void load_line(const Line& line, const StageTask& task, typename V::Eleme
   for (out += line.count; out < end; out += V::kLanes) V::store_unaligned(out, V::zero());
 }
 
+// The lines of one row, copied to scratch with their padding: for any step, and for elements that are not floats.
 template <class V>
-inline void load_lines(const StageTask& task, std::int64_t row) {
-  for (int l = 0; l < task.line_count; ++l) {
-    load_line<V>(line_of_row(task, l, row), task,
-                 static_cast<typename V::Element*>(task.scratch) + l * task.scratch_stride);
+class CopiedLines {
+ public:
+  CopiedLines(const StageTask& task, std::int64_t row)
+      : scratch_(static_cast<typename V::Element*>(task.scratch)), stride_(task.scratch_stride) {
+    for (int l = 0; l < task.line_count; ++l) load_line<V>(line_of_row(task, l, row), task, scratch_ + l * stride_);
   }
-}
+  auto load(int l, std::int64_t at) const { return V::load_unaligned(scratch_ + l * stride_ + at); }
 
+ private:
+  typename V::Element* scratch_;
+  std::int64_t stride_;
+};
+
+// The lines of one row where they are, neighbouring floats; masked loads give zeros for the padding.
 template <class V>
-inline void stage_3x3(const StageTask& task) {
-  using T = typename V::Element;
-  const T* tap[3];
-  for (int t = 0; t < 3; ++t) {
-    tap[t] = static_cast<const T*>(task.scratch) + task.tap_line[t] * task.scratch_stride + task.tap_shift[t];
+class LinesInPlace {
+ public:
+  LinesInPlace(const StageTask& task, std::int64_t row) : task_(task) {
+    for (int l = 0; l < task.line_count; ++l) lines_[l] = line_of_row(task, l, row);
   }
+  auto load(int l, std::int64_t at) const {
+    const Line& line = lines_[l];
+    return V::load_window(line.x + (at - line.before), line.before - at, line.before + line.count - at, task_.binarize,
+                          task_.sign_zero);
+  }
+
+ private:
+  const StageTask& task_;
+  Line lines_[kMaxLines];
+};
+
+template <class V, class Lines>
+inline void stage_3x3_rows(const StageTask& task) {
+  using T = typename V::Element;
   T* plane = static_cast<T*>(task.planes);
   for (std::int64_t row = 0; row < task.rows; ++row, plane += task.columns) {
-    load_lines<V>(task, row);
+    const Lines lines(task, row);
     for (std::int64_t i = 0; i < task.columns; i += V::kLanes) {
-      const auto x0 = V::load_unaligned(tap[0] + i);
-      const auto x1 = V::load_unaligned(tap[1] + i);
-      const auto x2 = V::load_unaligned(tap[2] + i);
+      const auto x0 = lines.load(task.tap_line[0], i + task.tap_shift[0]);
+      const auto x1 = lines.load(task.tap_line[1], i + task.tap_shift[1]);
+      const auto x2 = lines.load(task.tap_line[2], i + task.tap_shift[2]);
       const auto plus = V::add(x0, x1);
       const auto minus = V::sub(x0, x1);
       V::store_unaligned(plane + i, V::add(plus, x2));
@@ -68,22 +89,19 @@ inline void stage_3x3(const StageTask& task) {
   }
 }
 
-template <class V>
-inline void stage_8x1x1(const StageTask& task) {
+template <class V, class Lines>
+inline void stage_8x1x1_rows(const StageTask& task) {
   using T = typename V::Element;
-  for (std::int64_t row = 0; row < task.rows; ++row) {
-    load_lines<V>(task, row);
+  T* plane = static_cast<T*>(task.planes);
+  for (std::int64_t row = 0; row < task.rows; ++row, plane += task.columns) {
+    const Lines lines(task, row);
     for (int half = 0; half < 2; ++half) {
-      const T* x = static_cast<const T*>(task.scratch) + half * 4 * task.scratch_stride;
-      T* plane = static_cast<T*>(task.planes) + half * kPatternsOfHalf * task.plane_stride + row * task.columns;
       for (std::int64_t i = 0; i < task.columns; i += V::kLanes) {
-        const auto x0 = V::load_unaligned(x + i);
-        const auto x1 = V::load_unaligned(x + i + task.scratch_stride);
-        const auto x2 = V::load_unaligned(x + i + 2 * task.scratch_stride);
-        const auto x3 = V::load_unaligned(x + i + 3 * task.scratch_stride);
+        const auto x0 = lines.load(4 * half, i), x1 = lines.load(4 * half + 1, i);
+        const auto x2 = lines.load(4 * half + 2, i), x3 = lines.load(4 * half + 3, i);
         const auto plus = V::add(x2, x3);
         const auto minus = V::sub(x2, x3);
-        T* out = plane + i;
+        T* out = plane + half * kPatternsOfHalf * task.plane_stride + i;
         const auto store_four = [&](auto pair) {  // signs of (x2, x3): ++ +- -+ --
           V::store_unaligned(out, V::add(pair, plus));
           V::store_unaligned(out + task.plane_stride, V::add(pair, minus));
@@ -98,27 +116,38 @@ inline void stage_8x1x1(const StageTask& task) {
   }
 }
 
+// All lines of a task have the same step.
+template <class V>
+inline void stage_3x3(const StageTask& task) {
+  if constexpr (V::kLoadsWindows) {
+    if (task.lines[0].step == 1) return stage_3x3_rows<V, LinesInPlace<V>>(task);
+  }
+  stage_3x3_rows<V, CopiedLines<V>>(task);
+}
+
+template <class V>
+inline void stage_8x1x1(const StageTask& task) {
+  if constexpr (V::kLoadsWindows) {
+    if (task.lines[0].step == 1) return stage_8x1x1_rows<V, LinesInPlace<V>>(task);
+  }
+  stage_8x1x1_rows<V, CopiedLines<V>>(task);
+}
+
 template <class V, bool kMinus, class Vector>
 inline Vector add_signed(Vector a, Vector b) {
   return kMinus ? V::sub(a, b) : V::add(a, b);
 }
 
 // One run of rows (RowTerms) for kUnits units, so that its offsets are loaded once for all of them.
-template <class V, int kRowElements, int kParts, int kUnits, int kRun>
+template <class V, int kRowElements, int kParts, int kUnits, int kRun, class Vector>
 [[gnu::always_inline]] inline void respond_run(const RespondRowsTask& task, const typename V::Element* sums,
-                                               typename V::Element* rows) {
+                                               const Vector (&last)[kUnits], typename V::Element* rows) {
   constexpr bool kMinus0 = kRun >> (kParts - 1) & 1;
   constexpr bool kMinus1 = kRun >> (kParts - 2) & 1;
   constexpr bool kMinusLast = kRun & 1;
   constexpr int kPatterns = kParts == 3 ? kPatternsOfRow : kPatternsOfHalf;
-  constexpr int kUnitSums = kParts * kPatterns * kRowElements;
-  constexpr int kLast = ((kParts - 1) * kPatterns + (kRun >> kParts)) * kRowElements;
-  int k = kRun == 0 ? 0 : task.run_end[kRun - 1];
-  const int end = task.run_end[kRun];
-  if (k == end) return;
-  decltype(V::zero()) last[kUnits];
-  for (int u = 0; u < kUnits; ++u) last[u] = V::load(sums + u * kUnitSums + kLast);
-  do {
+  constexpr int kUnitSums = (kParts - 1) * kPatterns * kRowElements;
+  for (int k = kRun == 0 ? 0 : task.run_end[kRun - 1]; k < task.run_end[kRun]; ++k) {
     const auto* first = sums + task.terms[k].first;
     const auto* second = sums + task.terms[k].second;
     auto* row = rows + k * task.units * kRowElements;
@@ -128,36 +157,52 @@ template <class V, int kRowElements, int kParts, int kUnits, int kRun>
       if constexpr (kParts == 3) sum = add_signed<V, kMinus1>(sum, V::load(second + u * kUnitSums));
       V::store(row + u * kRowElements, add_signed<V, kMinusLast>(sum, last[u]));
     }
-  } while (++k < end);
+  }
 }
 
-template <class V, int kVectors, int kParts, int kUnits, int... kRun>
-inline void respond_units(const RespondRowsTask& task, int unit, std::integer_sequence<int, kRun...>) {
+// The runs that share one pattern of the last part, which stays in registers.
+template <class V, int kRowElements, int kParts, int kUnits, int kPattern, int... kSigns>
+[[gnu::always_inline]] inline void respond_pattern(const RespondRowsTask& task, const typename V::Element* sums,
+                                                   const typename V::Element* last_part, typename V::Element* rows,
+                                                   std::integer_sequence<int, kSigns...>) {
+  decltype(V::zero()) last[kUnits];
+  for (int u = 0; u < kUnits; ++u) {
+    last[u] = V::load_unaligned(last_part + kPattern * task.plane_stride + u * task.unit_stride);
+  }
+  constexpr int kFirstRun = kPattern << kParts;
+  (respond_run<V, kRowElements, kParts, kUnits, kFirstRun + kSigns>(task, sums, last, rows), ...);
+}
+
+template <class V, int kVectors, int kParts, int kUnits, int... kPattern>
+inline void respond_units(const RespondRowsTask& task, int unit, std::integer_sequence<int, kPattern...>) {
   using T = typename V::Element;
   constexpr int kRowElements = V::kLanes * kVectors;
-  constexpr int kPatterns = kParts == 3 ? kPatternsOfRow : kPatternsOfHalf;
-  alignas(64) T sums[kUnits * kParts * kPatterns * kRowElements];
+  constexpr auto kSigns = std::make_integer_sequence<int, 1 << kParts>{};
+  alignas(64) T sums[kUnits * (kParts - 1) * sizeof...(kPattern) * kRowElements];
   T* out = sums;
   for (int u = 0; u < kUnits; ++u) {
-    for (int i = 0; i < kParts; ++i) {
+    for (int i = 0; i + 1 < kParts; ++i) {
       const T* plane = static_cast<const T*>(task.part[i]) + (unit + u) * task.unit_stride;
-      for (int q = 0; q < kPatterns; ++q, out += kRowElements, plane += task.plane_stride) {
+      for (std::size_t q = 0; q < sizeof...(kPattern); ++q, out += kRowElements, plane += task.plane_stride) {
         for (int v = 0; v < kVectors; ++v) V::store(out + v * V::kLanes, V::load_unaligned(plane + v * V::kLanes));
       }
     }
   }
   T* rows = static_cast<T*>(task.rows) + unit * kRowElements;
-  for (int v = 0; v < kVectors; ++v) {
-    (respond_run<V, kRowElements, kParts, kUnits, kRun>(task, sums + v * V::kLanes, rows + v * V::kLanes), ...);
+  const T* last_part = static_cast<const T*>(task.part[kParts - 1]) + unit * task.unit_stride;
+  for (int lane = 0; lane < kRowElements; lane += V::kLanes) {
+    (respond_pattern<V, kRowElements, kParts, kUnits, kPattern>(task, sums + lane, last_part + lane, rows + lane,
+                                                                kSigns),
+     ...);
   }
 }
 
 template <class V, int kVectors, int kParts>
 inline void respond_parts(const RespondRowsTask& task) {
-  constexpr auto kSequence = std::make_integer_sequence<int, kRuns>{};
+  constexpr auto kPatterns = std::make_integer_sequence<int, (kRuns >> kParts)>{};
   int unit = 0;
-  for (; unit + 4 <= task.units; unit += 4) respond_units<V, kVectors, kParts, 4>(task, unit, kSequence);
-  for (; unit < task.units; ++unit) respond_units<V, kVectors, kParts, 1>(task, unit, kSequence);
+  for (; unit + 4 <= task.units; unit += 4) respond_units<V, kVectors, kParts, 4>(task, unit, kPatterns);
+  for (; unit < task.units; ++unit) respond_units<V, kVectors, kParts, 1>(task, unit, kPatterns);
 }
 
 template <class V, int kVectors>

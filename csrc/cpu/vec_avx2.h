@@ -45,6 +45,18 @@ struct F32x8 {
     const __m256 x = load_floats(p, n);
     return binarize ? _mm256_cvtepi32_ps(sign_of(x, sign_zero)) : x;
   }
+  // Lanes [begin, end) from p, zeros in the others, which are not read.
+  static constexpr bool kLoadsWindows = true;
+  static __m256 load_window(const float* p, std::int64_t begin, std::int64_t end, bool binarize, bool sign_zero) {
+    __m256 x;
+    if (begin <= 0 && end >= kLanes) {
+      x = _mm256_loadu_ps(p);
+    } else {
+      const auto clamp = [](std::int64_t v) { return v < 0 ? 0 : v > kLanes ? kLanes : static_cast<int>(v); };
+      x = _mm256_maskload_ps(p, _mm256_andnot_si256(first_lanes(clamp(begin)), first_lanes(clamp(end))));
+    }
+    return binarize ? _mm256_cvtepi32_ps(sign_of(x, sign_zero)) : x;
+  }
   static __m256 load_sums(const float* p) { return _mm256_load_ps(p); }
   static __m256 load_sums(const std::int16_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p))));
@@ -69,6 +81,7 @@ struct I8x32 {
   using Element = std::int8_t;
   using Sum = std::int16_t;
   static constexpr int kLanes = 32;
+  static constexpr bool kLoadsWindows = false;
 
   static __m256i load(const std::int8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
   static __m256i load_unaligned(const std::int8_t* p) {

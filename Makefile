@@ -1,0 +1,73 @@
+# One word each. Every target makes what it needs: a virtual environment in .venv with pinned dependencies
+# (constraints.txt) and the package, installed again whenever a source has changed.
+#
+#   make demo      the ResNet-18 on a photograph, against PyTorch; writes out/demo.png
+#   make test      the tests
+#   make bench     the benchmarks: each layer against PyTorch
+#   make lint      ruff, mypy, clang-format
+#   make sanitize  the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make clean     removes everything that these made
+#
+# PYTHON is the interpreter that .venv is made with. ARGS is passed on: make demo ARGS="--threads 2",
+# make test ARGS="-k openvino".
+
+PYTHON ?= python3
+ARGS ?=
+SANITIZE_TESTS ?= tests/test_kernels.py
+
+VENV := .venv
+BIN := $(VENV)/bin
+SANITIZED := .venv-sanitize
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+BUILD_FILES := CMakeLists.txt pyproject.toml setup.py
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc')
+PACKAGE := $(shell find subbit_infer -name '*.py' -o -name '*.pyi' -o -name 'py.typed')
+
+.PHONY: demo test bench lint sanitize clean
+
+demo: $(VENV)/package.stamp
+	$(BIN)/python examples/demo.py $(ARGS)
+
+# Not python -m pytest: that would put the source tree, which holds no compiled module, before the installed package.
+test: $(VENV)/package.stamp
+	$(BIN)/pytest $(ARGS)
+
+bench: $(VENV)/package.stamp
+	$(BIN)/pytest benchmarks $(ARGS)
+
+lint: $(VENV)/tools.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP) $(wildcard benchmarks/*.cpp)
+
+# Python itself is not sanitized, so the runtime is loaded first (libstdc++ with it, for exceptions), and what Python
+# leaves allocated at exit does not count.
+sanitize: $(SANITIZED)/build.stamp
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
+	$(BIN)/pytest $(SANITIZE_TESTS) $(ARGS)
+
+clean:
+	rm -rf $(VENV) $(SANITIZED) build out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+
+# torch by itself and first, so that a CPU wheel at hand is taken before anything else can ask for torch.
+$(VENV)/torch.stamp: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	touch $@
+
+# What the package is built with, pinned like the rest: an isolated build would fetch its own.
+$(VENV)/tools.stamp: $(VENV)/torch.stamp
+	$(PIP) setuptools pybind11 cmake ninja clang-format mypy ruff
+	touch $@
+
+$(VENV)/package.stamp: $(VENV)/tools.stamp $(BUILD_FILES) $(CPP) $(PACKAGE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation '.[demo,test]'
+	touch $@
+
+$(SANITIZED)/build.stamp: $(VENV)/package.stamp
+	PATH="$(CURDIR)/$(BIN):$$PATH" SUBBIT_SANITIZE=ON \
+	$(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	touch $@
