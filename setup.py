@@ -15,6 +15,7 @@ class CMakeBuild(build_ext):
     """Runs the CMake build and puts the module where setuptools expects it."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Configures and builds in the temporary directory that setuptools names."""
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()

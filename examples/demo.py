@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -298,12 +299,19 @@ def time_cells(times: Times) -> tuple[str, str, str]:
 
 def difference_cells(found: Difference) -> tuple[str, str]:
     """Absolute, relative."""
-    return f"{found.absolute:.1e}", f"{found.relative:.1e}"
+    return f"{found.absolute:.2g}", f"{found.relative:.2g}"
 
 
 def table(outcome: Outcome) -> Table:
     """The layers one by one, their sum, and the network."""
-    result = Table(title=f"ResNet-18, {outcome.title}: milliseconds, batch 1", title_justify="left", title_style="bold")
+    result = Table(
+        title=f"ResNet-18, {outcome.title}: milliseconds, batch 1",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for heading in ("3x3 layer", "channels, side"):
         result.add_column(heading, no_wrap=True)
     for heading in ("dense", "sub-bit", "speed-up", "max diff", "relative"):

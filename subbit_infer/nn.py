@@ -195,7 +195,13 @@ class SubbitConv2d(_SubbitLayer):
 
     @classmethod
     def from_indices(
-        cls, indices: Tensor, codebook: Tensor, *, scale: Tensor | None = None, bias: Tensor | None = None, **options: Any
+        cls,
+        indices: Tensor,
+        codebook: Tensor,
+        *,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        **options: Any,
     ) -> SubbitConv2d:
         """A layer from indices (C_out, C_in / groups / g) and a codebook (K, g, kh, kw).
 
@@ -329,7 +335,13 @@ class SubbitLinear(_SubbitLayer):
 
     @classmethod
     def from_indices(
-        cls, indices: Tensor, codebook: Tensor, *, scale: Tensor | None = None, bias: Tensor | None = None, **options: Any
+        cls,
+        indices: Tensor,
+        codebook: Tensor,
+        *,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        **options: Any,
     ) -> SubbitLinear:
         """A layer from indices (C_out, C_in / g) and a codebook (K, g); ``options`` as in :meth:`from_packed`."""
         return cls.from_packed(PackedWeight.from_indices(indices, codebook, scale, bias), **options)

@@ -158,9 +158,7 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _decode(
-    packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: list[int]
-) -> Tensor:
+def _decode(packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: list[int]) -> Tensor:
     """The dense weight without scale, (C_out, units * g, kh, kw) float32."""
     indices = unpack_bits(packed_indices, units, codebooks.tau_of(codewords))
     check_indices(indices, codewords)

@@ -97,7 +97,7 @@ def pack_codebook(codebook: Tensor) -> Tensor:
 
 
 def unpack_codebook(packed: Tensor, codewords: int, unit: tuple[int, int, int]) -> Tensor:
-    """The inverse of :func:`pack_codebook`: float32 (codewords, \\*unit) of +-1."""
+    """The inverse of :func:`pack_codebook`: float32 (codewords, g, kh, kw) of +-1."""
     g, kh, kw = unit
     bits = unpack_bits(packed.unsqueeze(0), codewords * g * kh * kw, 1)
     return (bits.to(torch.float32) * 2 - 1).reshape(codewords, g, kh, kw)
@@ -235,7 +235,7 @@ class PackedWeight:
         units = codebooks.units_of(weight.sign(), unit)
         out_channels, count = units.shape[:2]
         codewords, indices = units.reshape(out_channels * count, -1).unique(dim=0, return_inverse=True)
-        most = 2 ** codebooks.MAX_TAU if tau is None else 2**tau
+        most = 2**codebooks.MAX_TAU if tau is None else 2**tau
         if len(codewords) > most:
             raise ValueError(
                 f"weight must have at most 2^tau = {most} distinct units, got {len(codewords)}; "
@@ -379,9 +379,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, PackedWeight]:
     if metadata.get("version") != str(FORMAT_VERSION):
         raise ValueError(f"{path} must have format version {FORMAT_VERSION}, got {metadata.get('version')!r}")
     try:
-        shapes = {
-            str(name): [int(v) for v in shape] for name, shape in json.loads(metadata.get("weights", "")).items()
-        }
+        shapes = {str(name): [int(v) for v in shape] for name, shape in json.loads(metadata.get("weights", "")).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: the metadata 'weights' must be a JSON object of integer lists: {error}") from error
     weights = {name: _weight_of(path, name, shape, tensors) for name, shape in shapes.items()}

@@ -6,9 +6,7 @@ import random
 
 import pytest
 import torch
-
-from subbit_infer import PackedWeight, _native
-from tests.helpers import (
+from helpers import (
     MACHINE_LEVELS,
     UNIT_1X1,
     UNIT_3X3,
@@ -18,6 +16,8 @@ from tests.helpers import (
     integers,
     random_weight,
 )
+
+from subbit_infer import PackedWeight, _native
 
 CANARY = -123456.0
 
@@ -90,7 +90,22 @@ class TestEveryLevel:
 
     # Either side of a tile (8, 16, 32 pixels), a word of taps (62, 64) and a strip (1024).
     @pytest.mark.parametrize(
-        "size", [(1, 1), (1, 7), (7, 1), (3, 5), (4, 4), (7, 7), (1, 33), (2, 62), (3, 63), (2, 64), (3, 65), (1, 130), (40, 41)]
+        "size",
+        [
+            (1, 1),
+            (1, 7),
+            (7, 1),
+            (3, 5),
+            (4, 4),
+            (7, 7),
+            (1, 33),
+            (2, 62),
+            (3, 63),
+            (2, 64),
+            (3, 65),
+            (1, 130),
+            (40, 41),
+        ],
     )
     @pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
     def test_image_sizes(self, level, activation_bits, unit, size):
@@ -106,7 +121,9 @@ class TestEveryLevel:
 
     @pytest.mark.parametrize("dilation", [31, 32, 33, 40, 70])
     def test_far_taps(self, level, activation_bits, dilation):
-        check(UNIT_3X3, 3, 2, 8, (3, 150), level, activation_bits=activation_bits, dilation=(1, dilation), padding=(1, 9))
+        check(
+            UNIT_3X3, 3, 2, 8, (3, 150), level, activation_bits=activation_bits, dilation=(1, dilation), padding=(1, 9)
+        )
 
     @pytest.mark.parametrize("groups", [2, 3, 6])
     def test_groups(self, level, activation_bits, groups):

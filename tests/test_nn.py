@@ -8,9 +8,9 @@ import pickle
 
 import pytest
 import torch
+from helpers import UNIT_1X1, UNIT_3X3, dense_weight, integers, random_weight
 
 from subbit_infer import nn
-from tests.helpers import UNIT_1X1, UNIT_3X3, dense_weight, integers, random_weight
 
 
 def dense_conv(**options) -> torch.nn.Conv2d:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers import UNIT_3X3, dense_weight, random_weight
 
 from subbit_infer import conv
-from tests.helpers import UNIT_3X3, dense_weight, random_weight
 
 openvino = pytest.importorskip("openvino")
 

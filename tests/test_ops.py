@@ -7,12 +7,12 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import UNIT_1X1, UNIT_3X3, dense_weight, expected_conv, integers, random_weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import subbit_infer
 from subbit_infer import PackedWeight, conv, linear
-from tests.helpers import UNIT_1X1, UNIT_3X3, dense_weight, expected_conv, integers, random_weight
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,11 @@ class TestErrors:
             ({"x": [1.0]}, TypeError, "x must be a tensor, got list"),
             ({"x": torch.zeros(1, 12, 5, 5, dtype=torch.float64)}, TypeError, "x must be float32, float16 or bfloat16"),
             ({"x": torch.zeros(1, 12, 5, 5, dtype=torch.int32)}, TypeError, "got torch.int32"),
-            ({"x": torch.zeros(12, 5)}, ValueError, r"x must be \(N, C_in, H, W\) or \(C_in, H, W\), got shape \(12, 5\)"),
+            (
+                {"x": torch.zeros(12, 5)},
+                ValueError,
+                r"x must be \(N, C_in, H, W\) or \(C_in, H, W\), got shape \(12, 5\)",
+            ),
             ({"x": torch.zeros(1, 11, 5, 5)}, ValueError, "x must have C_in = 12 channels .* got 11"),
             ({"x": torch.zeros(1, 12, 2, 5)}, ValueError, r"x must be at least as large as the kernel: .*\(2, 5\)"),
             ({"codebook": None}, TypeError, "codebook must be given"),
@@ -244,7 +248,9 @@ class TestErrors:
 
     def test_sizes_that_overflow(self, weight):
         huge = torch.zeros(1, 1, 1, 1).expand(2**20, 12, 2**13, 2**13)
-        with pytest.raises(ValueError, match=r"at most 2\^45 elements, it would have sizes \(1048576, 10, 8190, 8190\)"):
+        with pytest.raises(
+            ValueError, match=r"at most 2\^45 elements, it would have sizes \(1048576, 10, 8190, 8190\)"
+        ):
             conv(huge, *weight)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import UNIT_1X1, UNIT_3X3, expected_conv, integers, random_weight
 
 from subbit_infer import reference
-from tests.helpers import UNIT_1X1, UNIT_3X3, expected_conv, integers, random_weight
 
 
 @pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1, (1, 5, 5), (4, 1, 1), (2, 3, 1), (1, 2, 2)])

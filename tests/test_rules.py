@@ -9,9 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from helpers import LEVELS
 
 from subbit_infer import _native
-from tests.helpers import LEVELS
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"

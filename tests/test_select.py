@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from helpers import LEVELS, MACHINE_LEVELS, UNIT_1X1, UNIT_3X3
 
 from subbit_infer import _native
-from tests.helpers import LEVELS, MACHINE_LEVELS, UNIT_1X1, UNIT_3X3
 
 
 @pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
@@ -60,7 +61,12 @@ def test_unknown_level_is_refused():
 def run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
     program = "from subbit_infer import _native; print(_native.active_level())"
     return subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"SUBBIT_ISA": isa}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"SUBBIT_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

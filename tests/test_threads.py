@@ -8,12 +8,13 @@ import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
+from helpers import UNIT_1X1, UNIT_3X3, expected_conv, integers, random_weight
 from threadpoolctl import threadpool_info
 
 from subbit_infer import PackedWeight, _native, conv, nn
-from tests.helpers import UNIT_1X1, UNIT_3X3, expected_conv, integers, random_weight
 
 
 def test_eight_threads_share_one_weight():
@@ -58,10 +59,11 @@ def test_the_gil_is_released():
     assert count > 1000
 
 
+HERE = Path(__file__).parent  # where helpers.py is, and the package is not
 PRELUDE = """
 import os, torch
 from subbit_infer import conv
-from tests.helpers import *
+from helpers import *
 torch.set_num_threads(2)
 weight = random_weight(UNIT_3X3, 70, 40, 32)
 x = integers(2, 40, 15, 15)
@@ -71,7 +73,7 @@ expected = conv(x, *weight)
 
 def run_python(program: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-c", PRELUDE + program], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", PRELUDE + program], cwd=HERE, capture_output=True, text=True, check=False, timeout=120
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

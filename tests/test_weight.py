@@ -8,10 +8,10 @@ import os
 import pytest
 import safetensors.torch
 import torch
+from helpers import UNIT_1X1, UNIT_3X3, dense_weight, random_weight
 
 from subbit_infer import PackedWeight, load_weights, save_weights
 from subbit_infer.weight import pack_bits, unpack_bits
-from tests.helpers import UNIT_1X1, UNIT_3X3, dense_weight, random_weight
 
 
 def test_bits_are_where_the_docstring_says():
