@@ -46,10 +46,10 @@ CHANNEL_MEANS, CHANNEL_DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LAYER_BOUNDS = {32: 1e-5, 1: 0.0}
 LOGIT_BOUNDS = {32: 1e-4, 1: 0.0}
 
-HOW_MEASURED = """\
-Dense is the better of contiguous and channels_last. Medians of runs in turns, each timed straight after an untimed run
-of the same, so with warm caches. Binary: the dense layer is handed its signs, the sub-bit layer takes them itself.
-"""
+HOW_MEASURED = (
+    "Dense is the better of contiguous and channels_last. Medians of runs in turns, each timed straight after an untimed "
+    "run of the same, so with warm caches. A1: the dense layer is handed its signs, the sub-bit layer takes them itself.\n"
+)
 
 
 @dataclass(frozen=True)
