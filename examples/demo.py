@@ -47,8 +47,9 @@ LAYER_BOUNDS = {32: 1e-5, 1: 0.0}
 LOGIT_BOUNDS = {32: 1e-4, 1: 0.0}
 
 HOW_MEASURED = (
-    "Dense is the better of contiguous and channels_last. Medians of runs in turns, each timed straight after an untimed "
-    "run of the same, so with warm caches. A1: the dense layer is handed its signs, the sub-bit layer takes them itself.\n"
+    "Dense is the better of contiguous and channels_last. Medians of runs in turns, each timed straight after an "
+    "untimed run of the same, so with warm caches. A1: the dense layer is handed its signs, the sub-bit layer takes "
+    "them itself.\n"
 )
 
 
@@ -319,7 +320,7 @@ def table(outcome: Outcome) -> Table:
     for case, found, times in outcome.layers:
         result.add_row(case.name, case.shape, *time_cells(times), *difference_cells(found))
     result.add_section()
-    result.add_row("these 16 layers", "", *time_cells(outcome.body), style="bold")
+    result.add_row("16 layers", "", *time_cells(outcome.body), style="bold")
     result.add_row("whole network", "", *time_cells(outcome.network), *difference_cells(outcome.logits), style="bold")
     return result
 

@@ -186,7 +186,7 @@ def test_largest_binary_sums(level):
     for sign in (1, -1):
         indices, codebook = torch.zeros(2, 3640, dtype=torch.int64), torch.ones(1, 1, 3, 3)
         x = torch.full((1, 3640, 3, 3), 2.0 * sign)
-        assert _native.select(True, _native.UNITS[UNIT_3X3], 1, 3640, level)["binarize"] is False
+        assert _native.select(True, _native.UNITS[UNIT_3X3], 1, 3640, 2, 1, level)["binarize"] is False
         assert run(x, indices, codebook, level, activation_bits=1).flatten().tolist() == [32760.0 * sign] * 2
 
 
@@ -241,8 +241,9 @@ def test_binary_nan_counts_as_zero(level):
 
 def test_every_kernel_of_the_machine_is_selected_by_some_problem():
     reached = {
-        _native.select(binary, unit, codewords, 64, level)["kernel"]
+        _native.select(binary, unit, codewords, units, 128, 1, level)["kernel"]
         for binary in (False, True)
+        for units in (1, 64)
         for unit in _native.UNITS.values()
         for codewords in (2, 32, 256)
         for level in MACHINE_LEVELS

@@ -14,6 +14,7 @@ constexpr int kMaxCodewords = 1 << kMaxTau;
 constexpr int unit_channels(Unit unit) { return unit == Unit::k3x3 ? 1 : 8; }
 constexpr int unit_taps(Unit unit) { return unit == Unit::k3x3 ? 9 : 8; }
 constexpr int kernel_size(Unit unit) { return unit == Unit::k3x3 ? 3 : 1; }
+constexpr int kernel_taps(Unit unit) { return kernel_size(unit) * kernel_size(unit); }
 
 // A codeword as a bit set: bit t is 1 where tap t (row by row; or channel t) is +1.
 using Codeword = std::uint16_t;

@@ -29,16 +29,22 @@ class Conv {
  public:
   Conv(const Weight& weight, const ConvParams& params, Level level)
       : params_(params),
-        problem_{params.activations, params.unit, static_cast<int>(weight.decoded().codebook.size()),
-                 weight.decoded().units},
+        problem_{params.activations,
+                 params.unit,
+                 static_cast<int>(weight.decoded().codebook.size()),
+                 weight.decoded().units,
+                 params.out_channels / params.groups,
+                 std::max({params.stride_h, params.stride_w, params.dilation_h, params.dilation_w})},
         plan_(select(problem_, level)),
         kernel_(*plan_.kernel),
         strips_(plan_strips(params, plan_, problem_)),
         element_(kernel_.activations == Activations::kBinary ? 1 : sizeof(float)) {
     if (kernel_.layout == Layout::kRows) {
       rows_form_ = &weight.rows_form(plan_, params.groups);
-    } else {
+    } else if (kernel_.layout == Layout::kTables) {
       tables_form_ = &weight.tables_form(plan_, params.groups);
+    } else {
+      bits_form_ = &weight.bits_form(plan_, params.groups);
     }
   }
 
@@ -49,8 +55,10 @@ class Conv {
     const Strip strip = strip_of(task);
     if (kernel_.layout == Layout::kRows) {
       run_rows(strip, scratch);
-    } else {
+    } else if (kernel_.layout == Layout::kTables) {
       run_tables(strip, scratch);
+    } else {
+      run_bits(strip, scratch);
     }
   }
 
@@ -236,6 +244,71 @@ class Conv {
     finish(strip, strip.begin, strip.end - strip.begin, sums, bias);
   }
 
+  // Packs the part of the input that the strip reads into words of 64 channels a pixel, [row][column][word].
+  void stage_bits(const Strip& strip, std::uint64_t* words) const {
+    const std::int64_t channels = params_.in_channels / params_.groups;
+    const std::int64_t pixel_words = 2 * std::int64_t{bits_form_->words};
+    const std::int64_t row_words = strips_.region_columns * pixel_words;
+    const std::int64_t first_row = strip.first_row * params_.stride_h - params_.pad_h;
+    const std::int64_t first_column = strip.first_column * params_.stride_w - params_.pad_w;
+    const std::int64_t taps = kernel_size(params_.unit);
+    const std::int64_t rows = (strip.rows - 1) * params_.stride_h + (taps - 1) * params_.dilation_h + 1;
+    const std::int64_t columns = (strip.columns - 1) * params_.stride_w + (taps - 1) * params_.dilation_w + 1;
+    const std::int64_t begin = std::clamp<std::int64_t>(-first_column, 0, columns);
+    const std::int64_t end = std::clamp<std::int64_t>(params_.width - first_column, begin, columns);
+    std::memset(words, 0, rows * row_words * sizeof(*words));  // padding is not in use
+    for (std::int64_t j = 0; j < rows; ++j) {
+      const std::int64_t row = first_row + j;
+      if (row < 0 || row >= params_.height || begin == end) continue;
+      StageBitsTask task;
+      task.x_channel = params_.x_c;
+      task.x_column = params_.x_w;
+      task.columns = end - begin;
+      task.word_stride = pixel_words;
+      task.sign_zero = params_.sign_zero;
+      for (std::int64_t c = 0; c < channels; c += 64) {
+        task.x = params_.x + strip.image * params_.x_n + (strip.group * channels + c) * params_.x_c +
+                 row * params_.x_h + (first_column + begin) * params_.x_w;
+        task.channels = static_cast<int>(std::min<std::int64_t>(64, channels - c));
+        task.words = words + j * row_words + begin * pixel_words + c / 64 * 2;
+        kernel_.stage_bits(task);
+      }
+    }
+  }
+
+  void run_bits(const Strip& strip, std::byte* scratch) const {
+    auto* words = reinterpret_cast<std::uint64_t*>(scratch + strips_.planes_at);
+    auto* sums = reinterpret_cast<std::uint16_t*>(scratch + strips_.sums_at);
+    stage_bits(strip, words);
+
+    const int size = kernel_size(params_.unit), taps = kernel_taps(params_.unit);
+    const std::int64_t pixel_words = 2 * std::int64_t{bits_form_->words};
+    const std::int64_t row_words = strips_.region_columns * pixel_words;
+    std::int64_t tap_offset[9];
+    for (int t = 0; t < taps; ++t) {
+      tap_offset[t] = t / size * params_.dilation_h * row_words + t % size * params_.dilation_w * pixel_words;
+    }
+    MatchBitsTask match;
+    match.tap_offset = tap_offset;
+    match.taps = taps;
+    match.words = bits_form_->words;
+    match.weights = reinterpret_cast<const std::uint64_t*>(bits_form_->weights.data()) +
+                    strip.group * strips_.outputs * taps * bits_form_->words;
+    match.outputs = strips_.outputs;
+    match.bias = static_cast<std::uint16_t>(problem_.units * unit_taps(params_.unit));
+    for (std::int64_t pixel = strip.begin; pixel < strip.end; pixel += kBitsPixels) {
+      match.pixels = static_cast<int>(std::min<std::int64_t>(kBitsPixels, strip.end - pixel));
+      for (int i = 0; i < match.pixels; ++i) {
+        const std::int64_t row = (pixel + i) / params_.out_width - strip.first_row;
+        const std::int64_t column = (pixel + i) % params_.out_width - strip.first_column;
+        match.pixel[i] = words + row * params_.stride_h * row_words + column * params_.stride_w * pixel_words;
+      }
+      match.sums = sums + (pixel - strip.begin) * strips_.outputs;
+      kernel_.match_bits(match);
+    }
+    finish(strip, strip.begin, strip.end - strip.begin, sums, match.bias);
+  }
+
   void finish(const Strip& strip, std::int64_t pixel, std::int64_t pixels, const void* sums,
               std::int32_t bias_of_sums) const {
     const std::int64_t outputs = params_.out_channels / params_.groups;
@@ -262,6 +335,7 @@ class Conv {
   const std::int64_t element_;  // bytes of a staged value
   const RowsForm* rows_form_ = nullptr;
   const TablesForm* tables_form_ = nullptr;
+  const BitsForm* bits_form_ = nullptr;
 };
 
 // 1x1 convolutions without stride or padding do not care where a row ends: the image becomes one long row.

@@ -13,7 +13,9 @@ Level machine_level() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (!avx512) return Level::kAvx2;
-  return __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("bmi2") ? Level::kAvx512Vbmi : Level::kAvx512;
+  const bool vbmi = __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vpopcntdq") &&
+                    __builtin_cpu_supports("bmi2");  // every processor with the first has the others, but one
+  return vbmi ? Level::kAvx512Vbmi : Level::kAvx512;
 #else
   return Level::kScalar;
 #endif

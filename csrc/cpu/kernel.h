@@ -5,12 +5,17 @@
 //   gather   sum of the responses that the indices name             (a block of units and tile of pixels)
 //   finish   scale * sum + bias, written to the output              (once a pixel)
 //
-// Two layouts of the responses R[unit][codeword][pixel] are worth having:
+// Three layouts are worth having. Two share responses R[unit][codeword][pixel]:
 //
 //   rows    lanes are pixels: R is an array of rows [codeword][unit][pixels of the tile]; the gather loads
 //           the row that an index names and adds it.           Any level, any tau.
 //   tables  lanes are output channels: R is [pixel][unit][codeword]; the responses of one pixel and unit fill
 //           (part of) a register, and a byte permutation looks up 64 output channels at once.     VBMI only.
+//
+// The third shares nothing, for it needs no responses: where there are few output channels to share them, binary
+// activations are cheaper to match against the decoded bits of the weight.
+//
+//   bits    lanes are output channels, 64 input channels a word: XOR and population count.    VPOPCNTDQ only.
 #pragma once
 
 #include <cstdint>
@@ -145,14 +150,42 @@ struct GatherTablesTask {
 
 constexpr int kTablePixels = 8;
 
+// ---- bits layout ----------------------------------------------------------------------------------------
+
+// Activations are pairs of words, 64 channels each: which are not zero (`used`), and which of those are +1 (`plus`).
+// Of a pixel, word w is at [2 * w] and [2 * w + 1]; words of pixels that are padding are 0.
+struct StageBitsTask {
+  const float* x;  // channel 0 of the word, at the first column that lies in the image
+  std::int64_t x_channel, x_column;
+  int channels;  // 1 to 64
+  std::int64_t columns;
+  std::uint64_t* words;      // of the first column
+  std::int64_t word_stride;  // between two columns
+  bool sign_zero;
+};
+
+struct MatchBitsTask {
+  const std::uint64_t* pixel[4];   // kBitsPixels patches' first words
+  const std::int64_t* tap_offset;  // of each tap from the first
+  int taps, words;
+  const std::uint64_t* weights;  // [outputs / 8][tap][word][8]: the bits of 64 channels for 8 outputs, 1 is +1
+  std::int64_t outputs;          // a multiple of kOutputsPerMatch
+  int pixels;                    // 1 to kBitsPixels
+  std::uint16_t bias;            // added to every sum
+  std::uint16_t* sums;           // [pixel][outputs]: written
+};
+
+constexpr int kBitsPixels = 4;
+constexpr int kOutputsPerMatch = 32;
+
 // ---- finish ---------------------------------------------------------------------------------------------
 
 struct FinishTask {
-  const void* sums;  // rows: [outputs][pixels of a row]; tables: [pixel][sums_stride]
+  const void* sums;  // rows: [outputs][pixels of a row]; else [pixel][sums_stride]
   std::int64_t sums_stride;
   std::int64_t outputs;
   int pixels;
-  std::int32_t bias_of_sums;  // what the tables layout has added to every sum
+  std::int32_t bias_of_sums;  // what the other layouts have added to every sum
   float* y;                   // output channel 0 of the tile's first pixel
   std::int64_t y_channel, y_pixel;
   const float* scale;  // or null
@@ -161,7 +194,7 @@ struct FinishTask {
 
 // ---- the kernels ----------------------------------------------------------------------------------------
 
-enum class Layout { kRows, kTables };
+enum class Layout { kRows, kTables, kBits };
 
 struct Kernel {
   const char* name;
@@ -176,6 +209,8 @@ struct Kernel {
   void (*gather_rows)(const GatherRowsTask&);
   void (*respond_tables)(const RespondTablesTask&);
   void (*gather_tables)(const GatherTablesTask&);
+  void (*stage_bits)(const StageBitsTask&);
+  void (*match_bits)(const MatchBitsTask&);
   void (*finish)(const FinishTask&);
 };
 

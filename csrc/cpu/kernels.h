@@ -17,7 +17,12 @@ namespace subbit {
   void respond_##NAME(const RespondTablesTask&);        \
   void gather_##NAME(const GatherTablesTask&);          \
   void finish_##NAME(const FinishTask&);
+#define SUBBIT_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
+  void stage_##NAME(const StageBitsTask&);            \
+  void match_##NAME(const MatchBitsTask&);            \
+  void finish_##NAME(const FinishTask&);
 #include "cpu/kernels.inc"
+#undef SUBBIT_BITS
 #undef SUBBIT_ROWS
 #undef SUBBIT_TABLES
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "core/checked.h"
 #include "core/packed.h"
 #include "cpu/kernels.h"
 
@@ -25,20 +26,55 @@ constexpr Kernel kKernels[] = {
    gather_##NAME,                                     \
    nullptr,                                           \
    nullptr,                                           \
+   nullptr,                                           \
+   nullptr,                                           \
    finish_##NAME},
-#define SUBBIT_TABLES(NAME, LEVEL, ACTIVATIONS, PIXELS)                         \
-  {#NAME,        Level::LEVEL,    Activations::ACTIVATIONS, Layout::kTables,    \
-   PIXELS,       kMaxTauOfTables, stage_3x3_##NAME,         stage_8x1x1_##NAME, \
-   nullptr,      nullptr,         respond_##NAME,           gather_##NAME,      \
+#define SUBBIT_TABLES(NAME, LEVEL, ACTIVATIONS, PIXELS) \
+  {#NAME,                                               \
+   Level::LEVEL,                                        \
+   Activations::ACTIVATIONS,                            \
+   Layout::kTables,                                     \
+   PIXELS,                                              \
+   kMaxTauOfTables,                                     \
+   stage_3x3_##NAME,                                    \
+   stage_8x1x1_##NAME,                                  \
+   nullptr,                                             \
+   nullptr,                                             \
+   respond_##NAME,                                      \
+   gather_##NAME,                                       \
+   nullptr,                                             \
+   nullptr,                                             \
    finish_##NAME},
+#define SUBBIT_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS)     \
+  {#NAME,         Level::LEVEL, Activations::ACTIVATIONS, \
+   Layout::kBits, PIXELS,       kMaxTau,                  \
+   nullptr,       nullptr,      nullptr,                  \
+   nullptr,       nullptr,      nullptr,                  \
+   stage_##NAME,  match_##NAME, finish_##NAME},
 #include "cpu/kernels.inc"
 #undef SUBBIT_ROWS
 #undef SUBBIT_TABLES
+#undef SUBBIT_BITS
 };
 
-const Kernel& best(Activations activations, int tau, Level level) {
+// Whether matching bits is cheaper than looking responses up, in cycles a pixel. A unit's table costs 3 to make and
+// 1.1 for each 64 outputs to look up; a word costs 1.5 for each 8 outputs (benchmarks/NOTES.md).
+bool bits_pay(const Problem& problem) {
+  const double tables = problem.units * (3 + 1.1 * ceil_div(problem.outputs, 64));
+  const std::int64_t words = ceil_div(problem.units * unit_channels(problem.unit), 64);
+  const double bits = 1.5 * kernel_taps(problem.unit) * words * ceil_div(problem.outputs, 8);
+  return bits < tables;
+}
+
+// Bits are staged for whole images, gaps between taps included, so they are for taps close together.
+constexpr std::int64_t kMaxSpreadOfBits = 4;
+
+const Kernel& best(const Problem& problem, Activations activations, Level level) {
   for (const Kernel& kernel : kKernels) {
-    if (kernel.activations == activations && kernel.level <= level && tau <= kernel.max_tau) return kernel;
+    if (kernel.activations != activations || kernel.level > level) continue;
+    if (tau_of(problem.codewords) > kernel.max_tau) continue;
+    if (kernel.layout == Layout::kBits && (problem.spread > kMaxSpreadOfBits || !bits_pay(problem))) continue;
+    return kernel;
   }
   throw std::logic_error("kernels.inc has no scalar kernel for this problem");
 }
@@ -62,13 +98,14 @@ int units_per_table_block(int slot) {
 int table_slot(int codewords) { return std::max(8, 1 << tau_of(codewords)); }
 
 Plan select(const Problem& problem, Level level) {
-  const int tau = tau_of(problem.codewords);
   const bool binary =
       problem.activations == Activations::kBinary && problem.units * unit_taps(problem.unit) <= kBinaryTaps;
   Plan plan;
-  plan.kernel = &best(binary ? Activations::kBinary : Activations::kFloat, tau, level);
+  plan.kernel = &best(problem, binary ? Activations::kBinary : Activations::kFloat, level);
   plan.binarize = problem.activations == Activations::kBinary && !binary;
-  if (plan.kernel->layout == Layout::kTables) {
+  if (plan.kernel->layout == Layout::kBits) {
+    plan.units_per_block = static_cast<int>(problem.units);
+  } else if (plan.kernel->layout == Layout::kTables) {
     plan.units_per_block = units_per_table_block(table_slot(problem.codewords));
   } else {
     const int row_bytes = plan.kernel->pixels * (binary ? 1 : 4);

@@ -13,7 +13,9 @@ struct Problem {
   Activations activations;
   Unit unit;
   int codewords;
-  std::int64_t units;  // of one output channel
+  std::int64_t units;    // of one output channel
+  std::int64_t outputs;  // of one group
+  std::int64_t spread;   // the largest of strides and dilations
 };
 
 struct Plan {

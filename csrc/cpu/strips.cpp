@@ -78,8 +78,19 @@ StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem&
   const std::int64_t line = plane_bytes((columns + column_shift) * element);
   s.line_stride = line / element;
 
-  const std::int64_t block = std::min<std::int64_t>(plan.units_per_block, problem.units);
+  s.region_rows = (rows - 1) * params.stride_h + (taps - 1) * params.dilation_h + 1;
+  s.region_columns = (columns - 1) * params.stride_w + (taps - 1) * params.dilation_w + 1;
+
   Layouter scratch;
+  s.sums_at = scratch.take(checked_product({pixels, s.outputs, sum}, "scratch memory"));
+  if (kernel.layout == Layout::kBits) {
+    const std::int64_t words = ceil_div(problem.units * unit_channels(params.unit), 64);
+    s.planes_at = scratch.take(checked_product({s.region_rows, s.region_columns, words, 16}, "scratch memory"));
+    s.lines_at = s.responses_at = s.table_stride = 0;
+    s.scratch_bytes = scratch.used();
+    return s;
+  }
+  const std::int64_t block = std::min<std::int64_t>(plan.units_per_block, problem.units);
   s.lines_at = scratch.take(line * kMaxLines);
   s.planes_at = scratch.take(checked_product({block, s.unit_stride, element}, "scratch memory"));
   if (kernel.layout == Layout::kRows) {
@@ -89,7 +100,6 @@ StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem&
     s.table_stride = round_up(block * table_slot(problem.codewords), 64);
     s.responses_at = scratch.take(s.table_stride * kernel.pixels);
   }
-  s.sums_at = scratch.take(checked_product({pixels, s.outputs, sum}, "scratch memory"));
   s.scratch_bytes = scratch.used();
   return s;
 }

@@ -26,6 +26,9 @@ struct StripPlan {
   std::int64_t plane_stride;  // elements
   std::int64_t unit_stride;   // elements
 
+  // Bits layout: the padded part of the input that a strip reads, at most.
+  std::int64_t region_rows, region_columns;
+
   // Scratch memory of one thread: offsets in bytes, all multiples of 64.
   std::int64_t line_stride;  // elements
   std::int64_t lines_at, planes_at, responses_at, sums_at;

@@ -124,24 +124,62 @@ TablesForm make_tables_form(const DecodedWeight& weight, const Plan& plan, std::
   return form;
 }
 
+BitsForm make_bits_form(const DecodedWeight& weight, const Plan& plan, std::int64_t groups) {
+  const int unit = unit_channels(weight.unit), taps = kernel_taps(weight.unit);
+  const std::int64_t channels = weight.units * unit, words = ceil_div(channels, 64);
+  const std::int64_t outputs = weight.out_channels / groups;
+  const std::int64_t padded = padded_outputs(*plan.kernel, outputs);
+  BitsForm form;
+  form.words = static_cast<int>(words);
+  form.weights = AlignedBuffer(checked_product({groups, padded, taps, words, 8}, "prepared weight"));
+  auto* out = reinterpret_cast<std::uint64_t*>(form.weights.data());
+  for (std::int64_t o = 0; o < weight.out_channels; ++o) {
+    const std::int64_t row = o / outputs * padded + o % outputs;
+    for (std::int64_t c = 0; c < channels; ++c) {
+      const Codeword codeword = weight.codebook[weight.indices[o * weight.units + c / unit]];
+      for (int t = 0; t < taps; ++t) {
+        const std::uint64_t bit = codeword >> (c % unit + t) & 1;  // one of the two is always 0
+        out[((row / 8 * taps + t) * words + c / 64) * 8 + row % 8] |= bit << (c % 64);
+      }
+    }
+  }
+  return form;
+}
+
+// The form for a key, made if there is none yet.
+template <class Forms, class Make>
+const auto& find_or_make(Forms& forms, std::mutex& mutex, const typename Forms::key_type& key, const Make& make) {
+  using Form = typename Forms::mapped_type::element_type;
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto& form = forms[key];
+  if (!form) form = std::make_unique<Form>(make());
+  return *form;
+}
+
 }  // namespace
 
 std::int64_t padded_outputs(const Kernel& kernel, std::int64_t outputs) {
-  return round_up(outputs, kernel.layout == Layout::kRows ? kOutputsPerStep : kOutputsPerVector);
+  switch (kernel.layout) {
+    case Layout::kRows:
+      return round_up(outputs, kOutputsPerStep);
+    case Layout::kTables:
+      return round_up(outputs, kOutputsPerVector);
+    case Layout::kBits:
+      return round_up(outputs, kOutputsPerMatch);
+  }
+  return outputs;
 }
 
 const RowsForm& Weight::rows_form(const Plan& plan, std::int64_t groups) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  auto& form = rows_[{plan.kernel, groups}];
-  if (!form) form = std::make_unique<const RowsForm>(make_rows_form(decoded_, plan, groups));
-  return *form;
+  return find_or_make(rows_, mutex_, {plan.kernel, groups}, [&] { return make_rows_form(decoded_, plan, groups); });
 }
 
 const TablesForm& Weight::tables_form(const Plan& plan, std::int64_t groups) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  auto& form = tables_[{plan.kernel, groups}];
-  if (!form) form = std::make_unique<const TablesForm>(make_tables_form(decoded_, plan, groups));
-  return *form;
+  return find_or_make(tables_, mutex_, {plan.kernel, groups}, [&] { return make_tables_form(decoded_, plan, groups); });
+}
+
+const BitsForm& Weight::bits_form(const Plan& plan, std::int64_t groups) const {
+  return find_or_make(bits_, mutex_, {plan.kernel, groups}, [&] { return make_bits_form(decoded_, plan, groups); });
 }
 
 }  // namespace subbit

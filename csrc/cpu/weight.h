@@ -28,6 +28,12 @@ struct TablesForm {
   AlignedBuffer positions;  // [group][block][outputs / 64][units, in whole registers][64]
 };
 
+// The bits layout's form: the decoded weight.
+struct BitsForm {
+  int words = 0;          // of 64 input channels
+  AlignedBuffer weights;  // [group][outputs / 8][tap][word][8]
+};
+
 class Weight {
  public:
   explicit Weight(DecodedWeight decoded) : decoded_(std::move(decoded)) {}
@@ -37,6 +43,7 @@ class Weight {
   // Safe to call from any number of threads. The reference stays valid as long as the weight.
   const RowsForm& rows_form(const Plan& plan, std::int64_t groups) const;
   const TablesForm& tables_form(const Plan& plan, std::int64_t groups) const;
+  const BitsForm& bits_form(const Plan& plan, std::int64_t groups) const;
 
  private:
   using Key = std::pair<const Kernel*, std::int64_t>;
@@ -47,6 +54,7 @@ class Weight {
   mutable std::mutex mutex_;
   mutable Forms<RowsForm> rows_;
   mutable Forms<TablesForm> tables_;
+  mutable Forms<BitsForm> bits_;
 };
 
 // Outputs of one group as the forms count them: whole steps of the gather.

@@ -94,12 +94,14 @@ void conv2d(const Weight& weight, std::uintptr_t x, const Quad& x_shape, const Q
   conv(weight, params, used);
 }
 
-py::dict select_plan(bool binary, Unit unit, int codewords, std::int64_t units, const std::string& level) {
+py::dict select_plan(bool binary, Unit unit, int codewords, std::int64_t units, std::int64_t outputs,
+                     std::int64_t spread, const std::string& level) {
   // Any machine can ask what any other would do, so the level is only looked up, not checked against this one.
   for (int i = 0; i < kLevelCount; ++i) {
     if (level != kLevelNames[i]) continue;
     const Plan plan =
-        select({binary ? Activations::kBinary : Activations::kFloat, unit, codewords, units}, static_cast<Level>(i));
+        select({binary ? Activations::kBinary : Activations::kFloat, unit, codewords, units, outputs, spread},
+               static_cast<Level>(i));
     py::dict result;
     result["kernel"] = plan.kernel->name;
     result["level"] = name(plan.kernel->level);
@@ -115,9 +117,11 @@ std::vector<py::tuple> kernels() {
 #define SUBBIT_ROWS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
   py::make_tuple(#NAME, name(Level::LEVEL), Activations::ACTIVATIONS == Activations::kBinary),
 #define SUBBIT_TABLES SUBBIT_ROWS
+#define SUBBIT_BITS SUBBIT_ROWS
 #include "cpu/kernels.inc"
 #undef SUBBIT_ROWS
 #undef SUBBIT_TABLES
+#undef SUBBIT_BITS
   };
 }
 
@@ -139,7 +143,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("binary"), py::arg("sign_zero"),
         py::arg("threads"), py::arg("level") = py::none());
   m.def("select", &select_plan, py::arg("binary"), py::arg("unit"), py::arg("codewords"), py::arg("units"),
-        py::arg("level"));
+        py::arg("outputs"), py::arg("spread"), py::arg("level"));
   m.def("kernels", &kernels, "Every compiled kernel, best first: (name, level, binary activations).");
   m.def("machine_level", [] { return std::string(name(machine_level())); });
   m.def("active_level", [] { return std::string(name(active_level())); });
