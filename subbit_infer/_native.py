@@ -6,6 +6,7 @@ import ctypes
 import threading
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +17,10 @@ try:
     from subbit_infer import _C
 except ImportError as error:
     if "GOMP" not in str(error) and "omp_" not in str(error):
-        raise
+        raise ImportError(
+            f"the compiled module subbit_infer._C is not in {Path(__file__).parent} or cannot be loaded: {error}. In a clone "
+            "run from another directory, after 'pip install .', or install with 'pip install -e .'"
+        ) from error
     ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)  # a torch without OpenMP: bring one
     from subbit_infer import _C
 

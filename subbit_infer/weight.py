@@ -131,6 +131,20 @@ def default_unit(weight: Tensor) -> tuple[int, int, int]:
     return (8, 1, 1) if (kh, kw) == (1, 1) and weight.shape[1] % 8 == 0 else (1, kh, kw)
 
 
+def _distinct_units(units: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct ones (K, g, kh, kw) of units (C_out, U, g, kh, kw) of +-1, and each unit's index (C_out, U)."""
+    unit = units.shape[2:]
+    rows = units.reshape(-1, unit.numel())
+    if unit.numel() <= 62:  # as numbers, which are much faster to compare than rows
+        numbers = ((rows > 0).to(torch.int64) << torch.arange(unit.numel(), device=units.device)).sum(1)
+        distinct, indices = numbers.unique(return_inverse=True)
+        first = torch.empty_like(distinct).scatter_(0, indices, torch.arange(len(rows), device=units.device))
+        codewords = rows[first]
+    else:
+        codewords, indices = rows.unique(dim=0, return_inverse=True)
+    return codewords.reshape(-1, *unit), indices.reshape(units.shape[:2])
+
+
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
     """A sub-bit weight as it is stored: the weight of output channel o is ``scale[o] * codebook[indices[o, :]]``.
@@ -233,8 +247,7 @@ class PackedWeight:
                 f"weight{list(at)} is {weight[at].item()} in a channel with alpha {scale[at[0]].item()}"
             )
         units = codebooks.units_of(weight.sign(), unit)
-        out_channels, count = units.shape[:2]
-        codewords, indices = units.reshape(out_channels * count, -1).unique(dim=0, return_inverse=True)
+        codewords, indices = _distinct_units(units)
         most = 2**codebooks.MAX_TAU if tau is None else 2**tau
         if len(codewords) > most:
             raise ValueError(
@@ -242,8 +255,8 @@ class PackedWeight:
                 "codebook.assign finds the nearest codewords of a smaller codebook"
             )
         return cls.from_indices(
-            indices.reshape(out_channels, count),
-            codewords.reshape(-1, *unit),
+            indices,
+            codewords,
             None if bool((scale == 1).all()) else scale,
             bias,
         )

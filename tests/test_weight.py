@@ -59,13 +59,15 @@ def test_nbytes_is_the_truth():
     assert with_vectors.nbytes == weight.nbytes + 2 * 4 * 512
 
 
-@pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
+@pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1, (1, 7, 9)])
 def test_from_dense_finds_codebook_indices_and_scale(unit):
-    indices, codebook = random_weight(unit, 20, 16, 11)
+    indices = torch.randint(0, 11, (20, 16))
+    codebook = torch.randn(11, *unit).sign()
     dense = dense_weight(indices, codebook) * torch.rand(20, 1, 1, 1).add(0.1)
     weight = PackedWeight.from_dense(dense)
     assert torch.equal(weight.decode(), dense)
-    assert (weight.unit, weight.codewords, weight.tau) == (unit, len(indices.unique()), 4)
+    distinct = codebook[indices.unique()].unique(dim=0)
+    assert (weight.unit, weight.codewords, weight.tau) == (unit, len(distinct), 4)
 
 
 def test_from_dense_of_plus_minus_one_has_no_scale():
