@@ -36,7 +36,7 @@ test: $(VENV)/package.stamp
 bench: $(VENV)/package.stamp
 	$(BIN)/pytest benchmarks $(ARGS)
 
-lint: $(VENV)/tools.stamp
+lint: $(VENV)/package.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

@@ -81,21 +81,22 @@ constexpr int kPatternsOfHalf = 8;
 // ---- rows layout ----------------------------------------------------------------------------------------
 
 // How respond forms the codewords from the signless sums of a tile. It first copies those of all parts but the last
-// side by side (a tile begins anywhere in a plane, so reading them there would cross cache lines again and again):
-// pattern q of part i is then at element (i * patterns + q) * pixels. Row r of the result is
+// side by side and with both signs (a tile begins anywhere in a plane, so reading them there would cross cache lines
+// again and again): plus or minus pattern q of part i is then at element (2 * (i * patterns + q) + minus) * pixels.
+// Row r of the result is
 //
-//     (s0 * first[r] + s1 * second[r]) + s2 * last          8x1x1 units: s0 * first[r] + s1 * last
+//     (first[r] + second[r]) +- last                        8x1x1 units: first[r] +- last
 //
-// Rows are sorted into runs of equal signs and equal last pattern, so that each run is one loop without branches
-// whose last term stays in a register: run = last pattern * signs + (s0 s1 s2 as bits, 1 is minus).
+// Rows are sorted into runs of equal last pattern and sign, so that each run is one loop without branches whose last
+// term stays in a register: run = 2 * pattern + minus.
 struct RowTerms {
   std::uint16_t first, second;  // elements from the start of the copied sums
 };
-constexpr int kRuns = 32;  // 4 patterns of a row * 8 signs = 8 patterns of a half * 4 signs
+constexpr int kMaxRuns = 2 * kPatternsOfHalf;
 
 struct RespondRowsTask {
   const RowTerms* terms;         // of each row
-  const std::uint16_t* run_end;  // [kRuns]
+  const std::uint16_t* run_end;  // [2 * patterns of the last part]
   Unit unit;
   const void* part[3];  // first plane of unit 0's parts (3 rows or 2 halves), at the tile's first pixel
   std::int64_t plane_stride;

@@ -89,23 +89,24 @@ void respond(const RespondRowsTask& task) {
   const int parts = task.unit == Unit::k3x3 ? 3 : 2;
   const int patterns = task.unit == Unit::k3x3 ? kPatternsOfRow : kPatternsOfHalf;
   for (int u = 0; u < task.units; ++u) {
-    T sums[kPatternsOfHalf * kPixels];
+    T sums[2 * kPatternsOfHalf * kPixels];
     for (int i = 0; i < (parts - 1) * patterns; ++i) {
-      const T* plane = static_cast<const T*>(task.part[i / patterns]) + u * task.unit_stride;
-      std::copy_n(plane + i % patterns * task.plane_stride, kPixels, sums + i * kPixels);
+      const T* plane =
+          static_cast<const T*>(task.part[i / patterns]) + u * task.unit_stride + i % patterns * task.plane_stride;
+      for (int p = 0; p < kPixels; ++p) {
+        sums[2 * i * kPixels + p] = plane[p];
+        sums[(2 * i + 1) * kPixels + p] = static_cast<T>(-plane[p]);
+      }
     }
     int k = 0;
-    for (int run = 0; run < kRuns; ++run) {
-      const int signs = run % (1 << parts);
-      const T* last =
-          static_cast<const T*>(task.part[parts - 1]) + u * task.unit_stride + (run >> parts) * task.plane_stride;
+    for (int run = 0; run < 2 * patterns; ++run) {
+      const T* last = static_cast<const T*>(task.part[parts - 1]) + u * task.unit_stride + run / 2 * task.plane_stride;
       for (; k < task.run_end[run]; ++k) {
         T* row = static_cast<T*>(task.rows) + (k * task.units + u) * kPixels;
         for (int p = 0; p < kPixels; ++p) {
           T sum = sums[task.terms[k].first + p];
-          if (signs >> (parts - 1) & 1) sum = static_cast<T>(-sum);
-          if (parts == 3) sum = plus_or_minus(sum, signs & 2, sums[task.terms[k].second + p]);
-          row[p] = plus_or_minus(sum, signs & 1, last[p]);
+          if (parts == 3) sum = static_cast<T>(sum + sums[task.terms[k].second + p]);
+          row[p] = plus_or_minus(sum, run % 2, last[p]);
         }
       }
     }

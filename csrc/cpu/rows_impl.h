@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
 
 #include "cpu/kernel.h"
 
@@ -133,76 +132,64 @@ inline void stage_8x1x1(const StageTask& task) {
   stage_8x1x1_rows<V, CopiedLines<V>>(task);
 }
 
-template <class V, bool kMinus, class Vector>
-inline Vector add_signed(Vector a, Vector b) {
-  return kMinus ? V::sub(a, b) : V::add(a, b);
-}
-
 // One run of rows (RowTerms) for kUnits units, so that its offsets are loaded once for all of them.
-template <class V, int kRowElements, int kParts, int kUnits, int kRun, class Vector>
-[[gnu::always_inline]] inline void respond_run(const RespondRowsTask& task, const typename V::Element* sums,
-                                               const Vector (&last)[kUnits], typename V::Element* rows) {
-  constexpr bool kMinus0 = kRun >> (kParts - 1) & 1;
-  constexpr bool kMinus1 = kRun >> (kParts - 2) & 1;
-  constexpr bool kMinusLast = kRun & 1;
+template <class V, int kRowElements, int kParts, int kUnits, bool kMinus, class Vector>
+[[gnu::always_inline]] inline void respond_run(const RespondRowsTask& task, int begin, int end,
+                                               const typename V::Element* sums, const Vector (&last)[kUnits],
+                                               typename V::Element* rows) {
   constexpr int kPatterns = kParts == 3 ? kPatternsOfRow : kPatternsOfHalf;
-  constexpr int kUnitSums = (kParts - 1) * kPatterns * kRowElements;
-  for (int k = kRun == 0 ? 0 : task.run_end[kRun - 1]; k < task.run_end[kRun]; ++k) {
+  constexpr int kUnitSums = 2 * (kParts - 1) * kPatterns * kRowElements;
+  for (int k = begin; k < end; ++k) {
     const auto* first = sums + task.terms[k].first;
     const auto* second = sums + task.terms[k].second;
     auto* row = rows + k * task.units * kRowElements;
     for (int u = 0; u < kUnits; ++u) {
       auto sum = V::load(first + u * kUnitSums);
-      if constexpr (kMinus0) sum = V::negate(sum);
-      if constexpr (kParts == 3) sum = add_signed<V, kMinus1>(sum, V::load(second + u * kUnitSums));
-      V::store(row + u * kRowElements, add_signed<V, kMinusLast>(sum, last[u]));
+      if constexpr (kParts == 3) sum = V::add(sum, V::load(second + u * kUnitSums));
+      V::store(row + u * kRowElements, kMinus ? V::sub(sum, last[u]) : V::add(sum, last[u]));
     }
   }
 }
 
-// The runs that share one pattern of the last part, which stays in registers.
-template <class V, int kRowElements, int kParts, int kUnits, int kPattern, int... kSigns>
-[[gnu::always_inline]] inline void respond_pattern(const RespondRowsTask& task, const typename V::Element* sums,
-                                                   const typename V::Element* last_part, typename V::Element* rows,
-                                                   std::integer_sequence<int, kSigns...>) {
-  decltype(V::zero()) last[kUnits];
-  for (int u = 0; u < kUnits; ++u) {
-    last[u] = V::load_unaligned(last_part + kPattern * task.plane_stride + u * task.unit_stride);
-  }
-  constexpr int kFirstRun = kPattern << kParts;
-  (respond_run<V, kRowElements, kParts, kUnits, kFirstRun + kSigns>(task, sums, last, rows), ...);
-}
-
-template <class V, int kVectors, int kParts, int kUnits, int... kPattern>
-inline void respond_units(const RespondRowsTask& task, int unit, std::integer_sequence<int, kPattern...>) {
+template <class V, int kVectors, int kParts, int kUnits>
+inline void respond_units(const RespondRowsTask& task, int unit) {
   using T = typename V::Element;
   constexpr int kRowElements = V::kLanes * kVectors;
-  constexpr auto kSigns = std::make_integer_sequence<int, 1 << kParts>{};
-  alignas(64) T sums[kUnits * (kParts - 1) * sizeof...(kPattern) * kRowElements];
+  constexpr int kPatterns = kParts == 3 ? kPatternsOfRow : kPatternsOfHalf;
+  alignas(64) T sums[kUnits * 2 * (kParts - 1) * kPatterns * kRowElements];
   T* out = sums;
   for (int u = 0; u < kUnits; ++u) {
     for (int i = 0; i + 1 < kParts; ++i) {
       const T* plane = static_cast<const T*>(task.part[i]) + (unit + u) * task.unit_stride;
-      for (std::size_t q = 0; q < sizeof...(kPattern); ++q, out += kRowElements, plane += task.plane_stride) {
-        for (int v = 0; v < kVectors; ++v) V::store(out + v * V::kLanes, V::load_unaligned(plane + v * V::kLanes));
+      for (int q = 0; q < kPatterns; ++q, out += 2 * kRowElements, plane += task.plane_stride) {
+        for (int lane = 0; lane < kRowElements; lane += V::kLanes) {
+          const auto sum = V::load_unaligned(plane + lane);
+          V::store(out + lane, sum);
+          V::store(out + kRowElements + lane, V::negate(sum));
+        }
       }
     }
   }
-  T* rows = static_cast<T*>(task.rows) + unit * kRowElements;
-  const T* last_part = static_cast<const T*>(task.part[kParts - 1]) + unit * task.unit_stride;
   for (int lane = 0; lane < kRowElements; lane += V::kLanes) {
-    (respond_pattern<V, kRowElements, kParts, kUnits, kPattern>(task, sums + lane, last_part + lane, rows + lane,
-                                                                kSigns),
-     ...);
+    T* rows = static_cast<T*>(task.rows) + unit * kRowElements + lane;
+    int begin = 0;
+    for (int pattern = 0; pattern < kPatterns; ++pattern) {
+      const T* plane = static_cast<const T*>(task.part[kParts - 1]) + pattern * task.plane_stride + lane;
+      decltype(V::zero()) last[kUnits];
+      for (int u = 0; u < kUnits; ++u) last[u] = V::load_unaligned(plane + (unit + u) * task.unit_stride);
+      const int middle = task.run_end[2 * pattern], end = task.run_end[2 * pattern + 1];
+      respond_run<V, kRowElements, kParts, kUnits, false>(task, begin, middle, sums + lane, last, rows);
+      respond_run<V, kRowElements, kParts, kUnits, true>(task, middle, end, sums + lane, last, rows);
+      begin = end;
+    }
   }
 }
 
 template <class V, int kVectors, int kParts>
 inline void respond_parts(const RespondRowsTask& task) {
-  constexpr auto kPatterns = std::make_integer_sequence<int, (kRuns >> kParts)>{};
   int unit = 0;
-  for (; unit + 4 <= task.units; unit += 4) respond_units<V, kVectors, kParts, 4>(task, unit, kPatterns);
-  for (; unit < task.units; ++unit) respond_units<V, kVectors, kParts, 1>(task, unit, kPatterns);
+  for (; unit + 4 <= task.units; unit += 4) respond_units<V, kVectors, kParts, 4>(task, unit);
+  for (; unit < task.units; ++unit) respond_units<V, kVectors, kParts, 1>(task, unit);
 }
 
 template <class V, int kVectors>

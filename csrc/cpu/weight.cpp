@@ -30,11 +30,7 @@ std::vector<int> sort_into_runs(const DecodedWeight& weight, int pixels, RowsFor
   const int parts = weight.unit == Unit::k3x3 ? 3 : 2;
   const int patterns = weight.unit == Unit::k3x3 ? kPatternsOfRow : kPatternsOfHalf;
   const auto part = [&](int k, int i) { return part_of(weight.codebook[k], weight.unit, i); };
-  const auto run_of = [&](int k) {
-    int run = part(k, parts - 1).pattern;
-    for (int i = 0; i < parts; ++i) run = 2 * run + part(k, i).minus;
-    return run;
-  };
+  const auto run_of = [&](int k) { return 2 * part(k, parts - 1).pattern + part(k, parts - 1).minus; };
   std::vector<int> order(codewords);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return run_of(a) < run_of(b); });
@@ -43,9 +39,12 @@ std::vector<int> sort_into_runs(const DecodedWeight& weight, int pixels, RowsFor
   for (int row = 0; row < codewords; ++row) {
     const int k = order[row];
     row_of[k] = row;
-    form.terms.push_back({static_cast<std::uint16_t>(part(k, 0).pattern * pixels),
-                          static_cast<std::uint16_t>((patterns + part(k, 1).pattern) * pixels)});
-    for (int run = run_of(k); run < kRuns; ++run) form.run_end[run] = static_cast<std::uint16_t>(row + 1);
+    const auto offset = [&](int i) {
+      const SignedPattern p = part(k, i);
+      return static_cast<std::uint16_t>((2 * (i * patterns + p.pattern) + p.minus) * pixels);
+    };
+    form.terms.push_back({offset(0), offset(1)});
+    for (int run = run_of(k); run < kMaxRuns; ++run) form.run_end[run] = static_cast<std::uint16_t>(row + 1);
   }
   return row_of;
 }

@@ -17,7 +17,7 @@ namespace subbit {
 // The rows layout's form: an offset is the row of a unit's codeword in a block of responses.
 struct RowsForm {
   std::vector<RowTerms> terms;  // of each row
-  std::uint16_t run_end[kRuns] = {};
+  std::uint16_t run_end[kMaxRuns] = {};
   std::vector<std::uint16_t> offsets;  // [group][block][outputs / kOutputsPerStep][units][kOutputsPerStep]
 };
 
