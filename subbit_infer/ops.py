@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from subbit_infer import _native, reference
+from subbit_infer import _dispatch, _native, reference
 from subbit_infer import codebook as codebooks
 from subbit_infer.weight import (
     PackedWeight,
@@ -109,7 +110,7 @@ def _out_sizes(
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
-) -> list[int]:
+) -> Sequence[int]:
     _, _, height, width = x.shape
     return [
         _out_size(height, padding[0], dilation[0], unit[1], stride[0]),
@@ -158,7 +159,7 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _decode(packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: list[int]) -> Tensor:
+def _decode(packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: Sequence[int]) -> Tensor:
     """The dense weight without scale, (C_out, units * g, kh, kw) float32."""
     indices = unpack_bits(packed_indices, units, codebooks.tau_of(codewords))
     check_indices(indices, codewords)
@@ -171,13 +172,13 @@ def _conv2d_reference(
     packed_codebook: Tensor,
     scale: Tensor | None,
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
     units: int,
     codewords: int,
-    unit: list[int],
+    unit: Sequence[int],
     activation_bits: int,
     sign_zero: int,
 ) -> Tensor:
@@ -213,13 +214,13 @@ def _conv2d_cpu(
     packed_codebook: Tensor,
     scale: Tensor | None,
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
     units: int,
     codewords: int,
-    unit: list[int],
+    unit: Sequence[int],
     activation_bits: int,
     sign_zero: int,
 ) -> Tensor:
@@ -252,13 +253,13 @@ def _conv2d_fake(
     packed_codebook: Tensor,
     scale: Tensor | None,
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
     units: int,
     codewords: int,
-    unit: list[int],
+    unit: Sequence[int],
     activation_bits: int,
     sign_zero: int,
 ) -> Tensor:
@@ -270,7 +271,7 @@ def _conv2d_fake(
 
 @torch.library.register_fake("subbit_infer::decode", lib=_library)
 def _decode_fake(
-    packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: list[int]
+    packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: Sequence[int]
 ) -> Tensor:
     g, kh, kw = unit
     return packed_indices.new_empty((packed_indices.shape[0], units * g, kh, kw), dtype=torch.float32)
@@ -430,7 +431,9 @@ def conv(
     bias = weight.bias if bias is None else bias
     check_channel_vector("scale", scale, out_channels)
     check_channel_vector("bias", bias, out_channels)
-    y: Tensor = torch.ops.subbit_infer.conv2d(
+    tensors = (batched, weight.packed_indices, weight.packed_codebook, scale, bias)
+    direct = _dispatch.nothing_watches() and _dispatch.are_plain(*tensors)
+    y: Tensor = (_conv2d_cpu if direct else torch.ops.subbit_infer.conv2d)(
         batched, weight.packed_indices, weight.packed_codebook, scale, bias, stride, padding, dilation, groups,
         weight.units, weight.codewords, weight.unit, activation_bits, sign_zero,
     )  # fmt: skip
