@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 import weakref
 from dataclasses import dataclass
@@ -45,14 +46,20 @@ class _Prepared:
 
 _prepared = WeakTensorKeyDictionary()
 _lock = threading.Lock()
+# Held across fork(), so that a child never inherits it locked by a thread that it does not have.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _state(packed: Tensor, codebook: Tensor, codewords: int, unit: tuple[int, int, int]) -> tuple[object, ...]:
-    return packed.data_ptr(), _version(packed), codebook.data_ptr(), _version(codebook), codewords, unit
+def _state(
+    packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]
+) -> tuple[object, ...]:
+    versions = _version(packed), _version(codebook)
+    where = packed.data_ptr(), packed.shape, packed.stride(), codebook.data_ptr(), codebook.stride()
+    return where, versions, units, codewords, unit
 
 
 def _is_current(entry: _Prepared, packed: Tensor, codebook: Tensor, state: tuple[object, ...]) -> bool:
@@ -64,10 +71,13 @@ def _is_current(entry: _Prepared, packed: Tensor, codebook: Tensor, state: tuple
 def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]) -> _C.Weight:
     """The weight as the kernels read it: validated and decoded once, and again only if its tensors change.
 
+    Changes that torch does not count (through ``.data``, or through memory shared with NumPy) are not seen.
+
     Raises:
+        TypeError: a packed tensor is not uint8.
         ValueError: the packed tensors do not fit the sizes, or an index is out of range.
     """
-    state = _state(packed, codebook, codewords, unit)
+    state = _state(packed, codebook, units, codewords, unit)
     entry: _Prepared | None = _prepared.get(packed)
     if entry is not None and _is_current(entry, packed, codebook, state):
         return entry.weight
@@ -75,6 +85,9 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         entry = _prepared.get(packed)
         if entry is not None and _is_current(entry, packed, codebook, state):
             return entry.weight
+        for name, tensor in (("packed_indices", packed), ("packed_codebook", codebook)):
+            if tensor.dtype != torch.uint8:
+                raise TypeError(f"{name} must be uint8, got {tensor.dtype}")
         indices_bytes, codebook_bytes = packed.contiguous(), codebook.contiguous()
         weight = _C.Weight(
             UNITS[unit],

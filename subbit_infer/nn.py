@@ -38,8 +38,8 @@ class _SubbitLayer(torch.nn.Module):
             raise ValueError(f"activation_bits must be 1 or 32, got {activation_bits!r}")
         if sign_zero not in (0, 1):
             raise ValueError(f"sign_zero must be 0 or 1, got {sign_zero!r}")
-        if not 1 <= codewords <= codebooks.MAX_CODEWORDS:
-            raise ValueError(f"codewords must be 1 to {codebooks.MAX_CODEWORDS}, got {codewords}")
+        if not isinstance(codewords, int) or not 1 <= codewords <= codebooks.MAX_CODEWORDS:
+            raise ValueError(f"codewords must be an int from 1 to {codebooks.MAX_CODEWORDS}, got {codewords!r}")
         self.units = units
         self.unit = unit
         self.codewords = codewords
@@ -78,8 +78,10 @@ class _SubbitLayer(torch.nn.Module):
         """Refuses indices that are not in the codebook, so that a bad file fails when it is loaded."""
         packed = state_dict.get(prefix + "packed_indices")
         fits = isinstance(packed, Tensor) and packed.shape == self.packed_indices.shape
-        if fits and packed.dtype == torch.uint8 and not packed.is_meta:
+        if fits and not packed.is_meta:
             try:
+                if packed.dtype != torch.uint8:
+                    raise ValueError(f"must be uint8, got {packed.dtype}")
                 check_indices(unpack_bits(packed, self.units, self.tau), self.codewords)
             except ValueError as error:
                 args[-1].append(f"{prefix}packed_indices: {error}")
@@ -94,6 +96,8 @@ class _SubbitLayer(torch.nn.Module):
 
 
 def _units(in_channels: int, groups: int, unit: tuple[int, int, int]) -> int:
+    if len(unit) != 3 or min(unit) < 1:
+        raise ValueError(f"unit must be three positive sizes (g, kh, kw), got {unit}")
     if in_channels < 1 or groups < 1 or in_channels % (groups * unit[0]) != 0:
         raise ValueError(
             f"in_channels must be a positive multiple of groups * g = {groups} * {unit[0]}, got {in_channels}"
@@ -144,6 +148,8 @@ class SubbitConv2d(_SubbitLayer):
         sign_zero: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
+        if out_channels < 1 or groups < 1 or out_channels % groups != 0:
+            raise ValueError(f"out_channels must be a positive multiple of groups = {groups}, got {out_channels}")
         super().__init__(
             out_channels,
             _units(in_channels, groups, unit),
@@ -155,8 +161,6 @@ class SubbitConv2d(_SubbitLayer):
             sign_zero=sign_zero,
             device=device,
         )
-        if out_channels < 1 or out_channels % groups != 0:
-            raise ValueError(f"out_channels must be a positive multiple of groups = {groups}, got {out_channels}")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.stride = stride

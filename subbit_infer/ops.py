@@ -7,14 +7,17 @@ for every other unit and device.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from numbers import Integral
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.nn.grad import conv2d_input
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -31,6 +34,7 @@ from subbit_infer.weight import (
 )
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_MOST = 2**31  # strides, paddings and dilations are below
 
 _library = torch.library.Library("subbit_infer", "DEF")
 _library.define(
@@ -52,21 +56,24 @@ _library.define("pack_codebook(Tensor codebook) -> Tensor", tags=(torch.Tag.pt2_
 
 def _pair(name: str, value: object, least: int) -> tuple[int, int]:
     """An int or a pair of ints as a pair, each at least ``least``."""
-    if type(value) is int and value >= least:
+    if type(value) is int and least <= value < _MOST:
         return value, value
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if not all(isinstance(v, int | torch.SymInt) and not isinstance(v, bool) for v in pair):
+    if not all(isinstance(v, Integral | torch.SymInt) and not isinstance(v, bool) for v in pair):
         raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
-    if len(pair) == 1:
-        pair = pair * 2
-    if len(pair) != 2:
+    if len(pair) not in (1, 2):
         raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
     if min(pair) < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    return pair
+    if max(pair) >= _MOST:
+        raise ValueError(f"{name} must be below 2^31, got {value!r}")
+    first, last = (v if isinstance(v, torch.SymInt) else int(v) for v in (pair[0], pair[-1]))
+    return cast("tuple[int, int]", (first, last))
 
 
-def _one_of(name: str, value: int, allowed: tuple[int, ...]) -> None:
+def _one_of(name: str, value: object, allowed: tuple[int, ...]) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
     if value not in allowed:
         raise ValueError(f"{name} must be {' or '.join(map(str, allowed))}, got {value!r}")
 
@@ -78,23 +85,33 @@ def _check_input(x: Tensor) -> None:
         raise TypeError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
 
 
-def _same_padding(x: Tensor, kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+def _same_padding(
+    x: Tensor, kernel: tuple[int, int], dilation: tuple[int, int], binary: bool, sign_zero: int
+) -> tuple[Tensor, tuple[int, int]]:
     """Padding "same": an odd total is one zero longer below and to the right, as in ``F.conv2d``."""
     total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     if any(t % 2 for t in total):
+        # Binarized first, so that the added zeros have no sign (conv clears sign_zero).
+        x = reference.binarize(x, sign_zero) if binary else x
         x = F.pad(x, (0, total[1] % 2, 0, total[0] % 2))
     return x, (total[0] // 2, total[1] // 2)
 
 
 def _padding(
-    x: Tensor, padding: object, stride: tuple[int, int], kernel: tuple[int, int], dilation: tuple[int, int]
+    x: Tensor,
+    padding: object,
+    stride: tuple[int, int],
+    kernel: tuple[int, int],
+    dilation: tuple[int, int],
+    binary: bool,
+    sign_zero: int,
 ) -> tuple[Tensor, tuple[int, int]]:
     if padding == "valid":
         return x, (0, 0)
     if padding == "same":
         if stride != (1, 1):
             raise ValueError(f"padding must be numbers where stride is not 1: 'same' got stride {stride}")
-        return _same_padding(x, kernel, dilation)
+        return _same_padding(x, kernel, dilation, binary, sign_zero)
     if isinstance(padding, str):
         raise ValueError(f"padding must be 'same', 'valid', an int or a pair of ints, got {padding!r}")
     return x, _pair("padding", padding, 0)
@@ -129,6 +146,10 @@ def _checked_sizes(
     groups: int,
 ) -> tuple[int, int, int, int]:
     """The sizes of the result, once what must hold between the sizes has been seen to hold."""
+    if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0:
+        raise ValueError(
+            f"stride and dilation must be at least 1 and padding at least 0, got {stride}, {dilation}, {padding}"
+        )
     if groups < 1 or out_channels % groups != 0:
         raise ValueError(f"groups must be at least 1 and divide C_out = {out_channels}, got {groups}")
     expected = units * unit[0] * groups
@@ -153,10 +174,27 @@ def _checked_sizes(
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    """The layout of the result: channels_last only where x is that and nothing else, as in ``F.conv2d``."""
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+    """The layout of the result: channels_last where x's strides are in that order, as in ``F.conv2d``."""
+    if x.is_contiguous():
+        return torch.contiguous_format
+    if x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
-    return torch.contiguous_format
+    return suggest_memory_format(x)
+
+
+def _check_operands(x: Tensor, packed_indices: Tensor, *others: Tensor | None, activation_bits: int) -> None:
+    """What the operator asks of its tensors beyond their sizes; ``conv`` sees to all of it but the devices."""
+    if x.dtype not in _FLOATS or x.dim() != 4:
+        raise TypeError(f"x must be float32, float16 or bfloat16 of 4 dimensions, got {x.dtype} of {x.dim()}")
+    if packed_indices.dtype != torch.uint8 or packed_indices.dim() != 2:
+        raise TypeError(
+            f"packed_indices must be uint8 of 2 dimensions, got {packed_indices.dtype} of {packed_indices.dim()}"
+        )
+    if activation_bits not in (1, 32):
+        raise ValueError(f"activation_bits must be 1 or 32, got {activation_bits}")
+    devices = {t.device for t in (x, packed_indices, *others) if t is not None}
+    if len(devices) > 1:
+        raise ValueError(f"x, weight, scale and bias must be on one device, got {sorted(map(str, devices))}")
 
 
 def _decode(packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: Sequence[int]) -> Tensor:
@@ -185,7 +223,8 @@ def _conv2d_reference(
     """Any unit on any device: decode and convolve in float32."""
     shape, strides = (unit[0], unit[1], unit[2]), (stride[0], stride[1])
     pads, dilations = (padding[0], padding[1]), (dilation[0], dilation[1])
-    _checked_sizes(x, packed_indices.shape[0], units, shape, strides, pads, dilations, groups)
+    _check_operands(x, packed_indices, packed_codebook, scale, bias, activation_bits=activation_bits)
+    sizes = _checked_sizes(x, packed_indices.shape[0], units, shape, strides, pads, dilations, groups)
     indices = unpack_bits(packed_indices, units, codebooks.tau_of(codewords))
     check_indices(indices, codewords)
     y = reference.conv2d(
@@ -201,7 +240,8 @@ def _conv2d_reference(
         activation_bits=activation_bits,
         sign_zero=sign_zero,
     )
-    return y.to(x.dtype).contiguous(memory_format=_memory_format(x))
+    out = torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+    return out.copy_(y)
 
 
 def _float_vector(vector: Tensor | None) -> Tensor | None:
@@ -232,6 +272,9 @@ def _conv2d_cpu(
             unit, activation_bits, sign_zero,
         )  # fmt: skip
     strides, pads, dilations = (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
+    _check_operands(x, packed_indices, packed_codebook, scale, bias, activation_bits=activation_bits)
+    if x.numel() > 0 and x.untyped_storage().nbytes() == 0:
+        raise ValueError("x must have its memory: its storage was resized to 0")
     out_channels = packed_indices.shape[0]
     sizes = _checked_sizes(x, out_channels, units, shape, strides, pads, dilations, groups)
     check_channel_vector("scale", scale, out_channels)
@@ -265,8 +308,9 @@ def _conv2d_fake(
 ) -> Tensor:
     shape, strides = (unit[0], unit[1], unit[2]), (stride[0], stride[1])
     pads, dilations = (padding[0], padding[1]), (dilation[0], dilation[1])
-    y = x.new_empty(_checked_sizes(x, packed_indices.shape[0], units, shape, strides, pads, dilations, groups))
-    return y.contiguous(memory_format=_memory_format(x))
+    _check_operands(x, packed_indices, packed_codebook, scale, bias, activation_bits=activation_bits)
+    sizes = _checked_sizes(x, packed_indices.shape[0], units, shape, strides, pads, dilations, groups)
+    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
 
 
 @torch.library.register_fake("subbit_infer::decode", lib=_library)
@@ -334,13 +378,19 @@ torch.library.register_autograd("subbit_infer::conv2d", _backward, setup_context
 
 _packed = WeakTensorKeyDictionary()
 _packed_lock = threading.Lock()
+os.register_at_fork(
+    before=_packed_lock.acquire, after_in_parent=_packed_lock.release, after_in_child=_packed_lock.release
+)
 
 
 def _packed_once(indices: Tensor, codebook: Tensor) -> PackedWeight:
     """The packed form of plain tensors, kept as long as they live and do not change."""
     if not isinstance(indices, Tensor) or indices.is_inference() or codebook.is_inference():
         return PackedWeight.from_indices(indices, codebook)
-    state = (indices._version, indices.data_ptr(), codebook._version, codebook.data_ptr(), codebook.shape)
+    state = (
+        *(indices._version, indices.data_ptr(), indices.shape, indices.stride()),
+        *(codebook._version, codebook.data_ptr(), codebook.shape, codebook.stride()),
+    )
     with _packed_lock:
         entry = _packed.get(indices)
         if entry is not None and entry[0]() is codebook and entry[1] == state:
@@ -395,7 +445,8 @@ def conv(
         x: (N, C_in, H, W) or (C_in, H, W), float32, or float16 or bfloat16, which are computed in float32. Any
             strides.
         indices: (C_out, C_in / groups / g) integers in [0, K), or a :class:`PackedWeight`. Plain tensors are
-            checked and packed at the first call and again whenever they have changed in place.
+            checked and packed at the first call, and again when torch has counted a change in place (changes through
+            ``.data``, or through memory shared with NumPy, it does not count: pass a new tensor).
         codebook: (K, g, kh, kw) of +-1, K from 1 to 256; (K, kh, kw) is short for g = 1, and (K, g) for
             (K, g, 1, 1). None with a PackedWeight. Kernels are compiled for (K, 1, 3, 3) and (K, 8, 1, 1).
         bias: (C_out,) added last; None for the PackedWeight's.
@@ -417,15 +468,22 @@ def conv(
     _check_input(x)
     if x.dim() not in (3, 4):
         raise ValueError(f"x must be (N, C_in, H, W) or (C_in, H, W), got shape {tuple(x.shape)}")
+    if torch.autograd.forward_ad._current_level >= 0 and torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError("conv has no forward-mode derivative; use reverse mode, or reference.conv2d")
     weight = _as_packed(indices, codebook)
     _one_of("activation_bits", activation_bits, (1, 32))
     _one_of("sign_zero", sign_zero, (0, 1))
+    groups = (
+        _pair("groups", groups, -_MOST)[0] if isinstance(groups, Integral) and not isinstance(groups, bool) else groups
+    )
     if not isinstance(groups, int) or isinstance(groups, bool):
         raise TypeError(f"groups must be an int, got {groups!r}")
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     stride = _pair("stride", stride, 1)
     dilation = _pair("dilation", dilation, 1)
-    batched, padding = _padding(batched, padding, stride, weight.unit[1:], dilation)
+    unpadded = batched
+    batched, padding = _padding(batched, padding, stride, weight.unit[1:], dilation, activation_bits == 1, sign_zero)
+    sign_zero = sign_zero if batched is unpadded else 0  # padded here: binarized already
     out_channels = weight.packed_indices.shape[0]
     scale = weight.scale if scale is None else scale
     bias = weight.bias if bias is None else bias

@@ -61,7 +61,8 @@ def conv2d(
     """
     x = binarize(x, sign_zero) if activation_bits == 1 else x
     weight = codebooks.decode(indices, codebook).to(x.dtype)
-    return _epilogue(F.conv2d(x, weight, None, stride, padding, dilation, groups), scale, bias)
+    with torch.autocast(x.device.type, enabled=False):  # the sums are float32 whatever surrounds the call
+        return _epilogue(F.conv2d(x, weight, None, stride, padding, dilation, groups), scale, bias)
 
 
 def conv2d_shared(

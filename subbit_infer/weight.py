@@ -51,6 +51,9 @@ def unpack_bits(packed: Tensor, n: int, width: int) -> Tensor:
     return (values << torch.arange(width, device=packed.device)).sum(-1)
 
 
+_INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
 def check_indices(indices: Tensor, codewords: int) -> None:
     """Checks that indices are integers of two dimensions in [0, codewords).
 
@@ -60,8 +63,8 @@ def check_indices(indices: Tensor, codewords: int) -> None:
     """
     if not isinstance(indices, Tensor):
         raise TypeError(f"indices must be a tensor or a PackedWeight, got {type(indices).__name__}")
-    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise TypeError(f"indices must be integers, got {indices.dtype}")
+    if indices.dtype not in _INDEX_DTYPES or indices.layout != torch.strided:
+        raise TypeError(f"indices must be integers (uint8 or int8 to int64), got {indices.dtype}, {indices.layout}")
     if indices.dim() != 2 or 0 in indices.shape:
         raise ValueError(f"indices must be (C_out, C_in / g) and not empty, got shape {tuple(indices.shape)}")
     low, high = (int(v) for v in indices.aminmax())
@@ -235,6 +238,8 @@ class PackedWeight:
             weight = weight[:, :, None, None]
         if weight.dim() != 4 or 0 in weight.shape:
             raise ValueError(f"weight must be (C_out, C_in, kh, kw) and not empty, got shape {tuple(weight.shape)}")
+        if tau is not None and (type(tau) is not int or not 1 <= tau <= codebooks.MAX_TAU):
+            raise ValueError(f"tau must be an int from 1 to {codebooks.MAX_TAU}, or None, got {tau!r}")
         weight = weight.detach().to(torch.float32)
         unit = default_unit(weight) if unit is None else unit
         scale = weight[:, 0, 0, 0].abs()
@@ -353,7 +358,11 @@ def save_weights(weights: Mapping[str, PackedWeight], path: str | os.PathLike[st
             "scale": weight.scale,
             "bias": weight.bias,
         }
-        tensors |= {f"{name}.{part}": t.contiguous().cpu() for part, t in parts.items() if t is not None}
+        tensors |= {
+            f"{name}.{part}": t.cpu().clone(memory_format=torch.contiguous_format)
+            for part, t in parts.items()
+            if t is not None
+        }
     metadata = {
         "format": FORMAT,
         "version": str(FORMAT_VERSION),
@@ -392,8 +401,8 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, PackedWeight]:
     if metadata.get("version") != str(FORMAT_VERSION):
         raise ValueError(f"{path} must have format version {FORMAT_VERSION}, got {metadata.get('version')!r}")
     try:
-        shapes = {str(name): [int(v) for v in shape] for name, shape in json.loads(metadata.get("weights", "")).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        shapes = {str(name): list(shape) for name, shape in json.loads(metadata.get("weights", "")).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: the metadata 'weights' must be a JSON object of integer lists: {error}") from error
     weights = {name: _weight_of(path, name, shape, tensors) for name, shape in shapes.items()}
     if tensors:
@@ -404,7 +413,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, PackedWeight]:
 def _weight_of(path: Path, name: str, shape: list[int], tensors: dict[str, Tensor]) -> PackedWeight:
     """Takes one weight's tensors out of a file's and validates them."""
     where = f"{path}: weight {name!r}"
-    if len(shape) != 5 or min(shape) < 1:
+    if len(shape) != 5 or not all(type(v) is int and v >= 1 for v in shape):
         raise ValueError(f"{where} must have five positive sizes [units, codewords, g, kh, kw], got {shape}")
     units, codewords, g, kh, kw = shape
     if codewords > codebooks.MAX_CODEWORDS:

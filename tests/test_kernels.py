@@ -181,6 +181,16 @@ def test_more_binary_taps_than_16_bits_hold(level):
 
 
 @pytest.mark.parametrize("level", MACHINE_LEVELS)
+@pytest.mark.parametrize("sign_zero", [0, 1])
+@pytest.mark.parametrize(("unit", "units"), [(UNIT_3X3, 3641), (UNIT_1X1, 4096)])
+def test_padding_has_no_sign_where_floats_are_binarized(level, sign_zero, unit, units):
+    indices, codebook = random_weight(unit, 2, units, 4)
+    x = integers(1, units * unit[0], 3, 18)
+    options = {"padding": (1, 1), "activation_bits": 1, "sign_zero": sign_zero}
+    assert_same(run(x, indices, codebook, level, **options), expected_conv(x, indices, codebook, **options))
+
+
+@pytest.mark.parametrize("level", MACHINE_LEVELS)
 def test_largest_binary_sums(level):
     # The largest sums that 16 bits are used for, of both signs.
     for sign in (1, -1):

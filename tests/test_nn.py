@@ -128,6 +128,16 @@ class TestEveryLayer:
         with pytest.raises(RuntimeError, match=rf"packed_indices: indices must be in \[0, {layer.codewords}\)"):
             self.empty(layer).load_state_dict(state)
 
+    def test_loading_another_dtype_is_refused(self, layer, x):
+        state = {k: v.int() if v.dtype == torch.uint8 else v for k, v in layer.state_dict().items()}
+        for assign in (False, True):
+            with pytest.raises(RuntimeError, match=r"packed_indices: must be uint8, got torch.int32"):
+                self.empty(layer).load_state_dict(state, assign=assign)
+
+    def test_a_layer_without_memory_is_refused(self, layer, x):
+        with pytest.raises(ValueError, match="must be on one device"):
+            copy.deepcopy(layer).to("meta")(x)
+
     def test_repr_and_parameters(self, layer, x):
         assert f"tau={layer.tau}" in repr(layer)
         assert f"activation_bits={layer.activation_bits}" in repr(layer)
@@ -150,7 +160,10 @@ def test_from_dense_refuses_other_padding_modes():
     [
         (((12, 16, (8, 1, 1), 16), {}), "in_channels must be a positive multiple of groups"),
         (((8, 15, (1, 3, 3), 16), {"groups": 2}), "out_channels must be a positive multiple of groups = 2, got 15"),
-        (((8, 16, (1, 3, 3), 257), {}), "codewords must be 1 to 256, got 257"),
+        (((8, 16, (1, 3, 3), 257), {}), "codewords must be an int from 1 to 256, got 257"),
+        (((8, 16, (1, 3, 3), 2.5), {}), "codewords must be an int from 1 to 256, got 2.5"),
+        (((8, 16, (0, 3, 3), 16), {}), r"unit must be three positive sizes \(g, kh, kw\), got \(0, 3, 3\)"),
+        (((8, -1), {}), "out_channels must be a positive multiple of groups = 1, got -1"),
         (((8, 16), {"activation_bits": 8}), "activation_bits must be 1 or 32, got 8"),
         (((8, 16), {"sign_zero": 2}), "sign_zero must be 0 or 1, got 2"),
     ],

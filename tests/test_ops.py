@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import UNIT_1X1, UNIT_3X3, dense_weight, expected_conv, integers, random_weight
+from helpers import UNIT_1X1, UNIT_3X3, dense_weight, expected_conv, integers, random_weight, signs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +79,35 @@ class TestHabitsOfConv2d:
                 warnings.simplefilter("ignore")  # F.conv2d warns about even kernels and "same"
                 expected = F.conv2d(x, dense, padding=padding, dilation=dilation)
             assert torch.equal(conv(x, indices, codebook, padding=padding, dilation=dilation), expected)
+
+    @pytest.mark.parametrize("sign_zero", [0, 1])
+    def test_same_padding_has_no_sign(self, sign_zero):
+        indices, codebook = random_weight((1, 2, 4), 5, 4, 16)
+        x = integers(2, 4, 9, 10)
+        y = conv(x, indices, codebook, padding="same", activation_bits=1, sign_zero=sign_zero)
+        signed = signs(x, sign_zero)
+        assert torch.equal(y, F.conv2d(F.pad(signed, (1, 2, 0, 1)), dense_weight(indices, codebook)))
+
+    def test_slices_of_channels_last(self, weight):
+        x = integers(2, 16, 12, 9).contiguous(memory_format=torch.channels_last)
+        for part in (x[:, :12], x[:, 2:14, 1:, :7]):
+            expected = F.conv2d(part, dense_weight(*weight))
+            y = conv(part, *weight)
+            assert torch.equal(y, expected)
+            assert y.stride() == expected.stride()
+
+    def test_autocast_does_not_change_the_sums(self):
+        indices, codebook = random_weight((1, 5, 5), 3, 2, 16)
+        x = integers(1, 2, 9, 9) + 256
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(
+                conv(x, indices, codebook), F.conv2d(x.double(), dense_weight(indices, codebook).double()).float()
+            )
+
+    def test_numpy_integers(self, weight):
+        x = integers(1, 12, 9, 9)
+        y = conv(x, *weight, stride=np.int64(2), padding=(np.int32(1), 1), groups=np.int64(1))
+        assert torch.equal(y, F.conv2d(x, dense_weight(*weight), stride=2, padding=1))
 
     def test_unbatched(self, weight):
         x = integers(12, 7, 8)
@@ -233,7 +263,12 @@ class TestErrors:
             ({"groups": 2.0}, TypeError, "groups must be an int, got 2.0"),
             ({"activation_bits": 2}, ValueError, "activation_bits must be 1 or 32, got 2"),
             ({"sign_zero": -1}, ValueError, "sign_zero must be 0 or 1, got -1"),
-            ({"stride": 2**40}, ValueError, r"stride must be in \[1, 2\^31\)"),
+            ({"stride": 2**40}, ValueError, r"stride must be below 2\^31, got 1099511627776"),
+            ({"padding": 2**70}, ValueError, r"padding must be below 2\^31"),
+            ({"groups": 2**70}, ValueError, r"groups must be below 2\^31"),
+            ({"activation_bits": 1.0}, TypeError, "activation_bits must be an int, got 1.0"),
+            ({"sign_zero": True}, TypeError, "sign_zero must be an int, got True"),
+            ({"bias": torch.ones(10, device="meta")}, ValueError, r"must be on one device, got \[.cpu., .meta.\]"),
             ({"padding": 2**30}, ValueError, r"at most 2\^45 elements, it would have sizes \(1, 10, 2147483651"),
         ],
     )
@@ -252,6 +287,40 @@ class TestErrors:
             ValueError, match=r"at most 2\^45 elements, it would have sizes \(1048576, 10, 8190, 8190\)"
         ):
             conv(huge, *weight)
+
+    def test_storage_without_memory(self, weight):
+        x = torch.randn(1, 12, 5, 5)
+        x.untyped_storage().resize_(0)
+        with pytest.raises(ValueError, match="its storage was resized to 0"):
+            conv(x, *weight)
+
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({1: torch.zeros(10, 8, dtype=torch.int32)}, TypeError, "packed_indices must be uint8 .* got torch.int32"),
+            ({2: torch.zeros(36, dtype=torch.int32)}, TypeError, "packed_codebook must be uint8, got torch.int32"),
+            ({1: torch.zeros(10, 7, dtype=torch.uint8)}, ValueError, "packed indices must hold 80 bytes, got 70"),
+            ({0: torch.zeros(1, 12, 5, 5, dtype=torch.float64)}, TypeError, "got torch.float64"),
+            ({5: [0, 1]}, ValueError, "stride and dilation must be at least 1"),
+            ({12: 2}, ValueError, "activation_bits must be 1 or 32, got 2"),
+            ({9: 11}, ValueError, "x must have C_in = 11 channels"),
+        ],
+    )
+    def test_bad_arguments_of_the_operator(self, weight, change, error, message):
+        packed = PackedWeight.from_indices(*weight)
+        arguments = [
+            torch.zeros(1, 12, 5, 5), packed.packed_indices, packed.packed_codebook, None, None, [1, 1], [0, 0], [1, 1],
+            1, 12, 32, [1, 3, 3], 32, 0,
+        ]  # fmt: skip
+        for i, value in change.items():
+            arguments[i] = value
+        with pytest.raises(error, match=message):
+            torch.ops.subbit_infer.conv2d(*arguments)
+
+    def test_forward_mode_is_refused(self, weight):
+        x = torch.randn(1, 12, 5, 5)
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            torch.func.jvp(lambda a: conv(a, *weight), (x,), (x,))
 
 
 class TestTorchLibrary:

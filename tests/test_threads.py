@@ -62,7 +62,7 @@ def test_the_gil_is_released():
 HERE = Path(__file__).parent  # where helpers.py is, and the package is not
 PRELUDE = """
 import os, torch
-from subbit_infer import conv
+from subbit_infer import PackedWeight, conv
 from helpers import *
 torch.set_num_threads(2)
 weight = random_weight(UNIT_3X3, 70, 40, 32)
@@ -88,6 +88,25 @@ assert os.waitpid(child, 0)[1] == 0
 print("child done", torch.equal(conv(x, *weight), expected))
 """
     assert run_python(program) == "child done True\n"
+
+
+def test_forking_while_a_weight_is_prepared():
+    program = """
+import threading, time
+big = PackedWeight.from_indices(torch.zeros(4000, 3000, dtype=torch.int64), weight[1])
+image = torch.ones(1, 3000, 3, 3)
+for delay in (0.001, 0.01, 0.03):
+    thread = threading.Thread(target=lambda: conv(image, PackedWeight(**vars(big))))
+    thread.start()
+    time.sleep(delay)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(conv(x, weight[0].clone(), weight[1]), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()
+print("done")
+"""
+    assert run_python(program) == "done\n"
 
 
 def test_one_openmp_runtime():

@@ -102,7 +102,11 @@ def test_from_dense_refuses_too_many_units():
     [
         (torch.tensor([[0, 8]]), ValueError, r"indices must be in \[0, 8\).*indices\[0, 1\] is 8"),
         (torch.tensor([[0, -1]]), ValueError, r"indices\[0, 1\] is -1"),
-        (torch.tensor([[0.0, 1.0]]), TypeError, "indices must be integers, got torch.float32"),
+        (
+            torch.tensor([[0.0, 1.0]]),
+            TypeError,
+            r"indices must be integers \(uint8 or int8 to int64\), got torch.float32",
+        ),
         (torch.tensor([0, 1]), ValueError, r"indices must be \(C_out, C_in / g\).*\(2,\)"),
         ([[0, 1]], TypeError, "indices must be a tensor or a PackedWeight, got list"),
         (torch.zeros(0, 4, dtype=torch.int64), ValueError, "not empty"),
@@ -111,6 +115,13 @@ def test_from_dense_refuses_too_many_units():
 def test_bad_indices(indices, error, message):
     with pytest.raises(error, match=message):
         PackedWeight.from_indices(indices, random_weight(UNIT_3X3, 1, 1, 8)[1])
+
+
+@pytest.mark.parametrize("tau", [0, 9, 100, 5.5, "3", True])
+def test_from_dense_refuses_bad_tau(tau):
+    indices, codebook = random_weight(UNIT_3X3, 4, 6, 8)
+    with pytest.raises(ValueError, match="tau must be an int from 1 to 8, or None"):
+        PackedWeight.from_dense(dense_weight(indices, codebook), tau=tau)
 
 
 @pytest.mark.parametrize("name", ["scale", "bias"])
@@ -138,6 +149,12 @@ class TestFile:
                 assert (ours is None and theirs is None) or torch.equal(ours, theirs)
             assert (loaded[name].unit, loaded[name].codewords) == (weight.unit, weight.codewords)
         assert os.listdir(tmp_path) == ["w.safetensors"]
+
+    def test_tied_weights(self, tmp_path):
+        weight = self.weights()["c"]
+        save_weights({"one": weight, "two": weight}, tmp_path / "w")
+        loaded = load_weights(tmp_path / "w")
+        assert torch.equal(loaded["one"].decode(), loaded["two"].decode())
 
     def test_single_weight(self, tmp_path):
         weight = self.weights()["c"]
@@ -190,6 +207,10 @@ class TestFile:
             ({"version": "2"}, "must have format version 1, got '2'"),
             ({"weights": "not json"}, "must be a JSON object"),
             ({"weights": "[1]"}, "must be a JSON object"),
+            ({"weights": "[" * 100_000}, "must be a JSON object"),
+            ({"weights": '{"c": [Infinity, 5, 8, 1, 1]}'}, "five positive sizes"),
+            ({"weights": '{"c": [6.5, 5, 8, 1, 1]}'}, "five positive sizes"),
+            ({"weights": '{"c": ["6", 5, 8, true, 1]}'}, "five positive sizes"),
             ({"weights": json.dumps({"c": [6, 5, 8, 1]})}, "five positive sizes"),
             ({"weights": json.dumps({"c": [6, 0, 8, 1, 1]})}, "five positive sizes"),
             ({"weights": json.dumps({"c": [6, 257, 8, 1, 1]})}, "at most 256 codewords, got 257"),

@@ -361,10 +361,11 @@ void conv(const Weight& weight, const ConvParams& given, Level level) {
   // Kept from call to call: allocating would cost more than a small layer.
   thread_local AlignedBuffer scratch;
   const std::int64_t bytes = call.scratch_bytes();
-  const std::int64_t all = checked_product({bytes, params.threads}, "scratch memory");
+  const int threads = static_cast<int>(std::min<std::int64_t>(params.threads, call.tasks()));
+  const std::int64_t all = checked_product({bytes, threads}, "scratch memory");
   if (static_cast<std::int64_t>(scratch.bytes()) < all) scratch = AlignedBuffer(static_cast<std::size_t>(all));
   std::byte* base = scratch.data();
-  parallel(params.threads, call.tasks(), [&](int thread, std::int64_t task) { call.run(task, base + thread * bytes); });
+  parallel(threads, call.tasks(), [&](int thread, std::int64_t task) { call.run(task, base + thread * bytes); });
 }
 
 }  // namespace subbit

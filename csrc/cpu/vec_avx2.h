@@ -45,17 +45,15 @@ struct F32x8 {
     const __m256 x = load_floats(p, n);
     return binarize ? _mm256_cvtepi32_ps(sign_of(x, sign_zero)) : x;
   }
-  // Lanes [begin, end) from p, zeros in the others, which are not read.
+  // Lanes [begin, end) from p; the others are not read and are 0, which has no sign either.
   static constexpr bool kLoadsWindows = true;
   static __m256 load_window(const float* p, std::int64_t begin, std::int64_t end, bool binarize, bool sign_zero) {
-    __m256 x;
-    if (begin <= 0 && end >= kLanes) {
-      x = _mm256_loadu_ps(p);
-    } else {
-      const auto clamp = [](std::int64_t v) { return v < 0 ? 0 : v > kLanes ? kLanes : static_cast<int>(v); };
-      x = _mm256_maskload_ps(p, _mm256_andnot_si256(first_lanes(clamp(begin)), first_lanes(clamp(end))));
-    }
-    return binarize ? _mm256_cvtepi32_ps(sign_of(x, sign_zero)) : x;
+    if (begin <= 0 && end >= kLanes) return load_input(p, kLanes, binarize, sign_zero);
+    const auto clamp = [](std::int64_t v) { return v < 0 ? 0 : v > kLanes ? kLanes : static_cast<int>(v); };
+    const __m256i lanes = _mm256_andnot_si256(first_lanes(clamp(begin)), first_lanes(clamp(end)));
+    const __m256 x = _mm256_maskload_ps(p, lanes);
+    if (!binarize) return x;
+    return _mm256_cvtepi32_ps(_mm256_and_si256(sign_of(x, sign_zero), lanes));
   }
   static __m256 load_sums(const float* p) { return _mm256_load_ps(p); }
   static __m256 load_sums(const std::int16_t* p) {

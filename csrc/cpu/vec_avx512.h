@@ -37,13 +37,13 @@ struct F32x16 {
     const __m512 x = _mm512_maskz_loadu_ps(first_lanes(n), p);
     return binarize ? sign_of(x, sign_zero) : x;
   }
-  // Lanes [begin, end) from p, zeros in the others, which are not read.
+  // Lanes [begin, end) from p; the others are not read and are 0, which has no sign either.
   static constexpr bool kLoadsWindows = true;
   static __m512 load_window(const float* p, std::int64_t begin, std::int64_t end, bool binarize, bool sign_zero) {
     const auto clamp = [](std::int64_t v) { return v < 0 ? 0 : v > kLanes ? kLanes : static_cast<int>(v); };
     const __mmask16 lanes = first_lanes(clamp(end)) & static_cast<__mmask16>(~first_lanes(clamp(begin)));
     const __m512 x = _mm512_maskz_loadu_ps(lanes, p);
-    return binarize ? sign_of(x, sign_zero) : x;
+    return binarize ? _mm512_maskz_mov_ps(lanes, sign_of(x, sign_zero)) : x;
   }
   static __m512 load_sums(const float* p) { return _mm512_load_ps(p); }
   static void store_partial(float* p, __m512 x, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), x); }

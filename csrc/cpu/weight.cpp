@@ -1,6 +1,9 @@
 #include "cpu/weight.h"
 
+#include <pthread.h>
+
 #include <algorithm>
+#include <mutex>
 #include <numeric>
 
 #include "core/checked.h"
@@ -145,11 +148,18 @@ BitsForm make_bits_form(const DecodedWeight& weight, const Plan& plan, std::int6
   return form;
 }
 
+// Guards the forms of all weights. Held while the process forks, so that a child never inherits it locked by a thread
+// that it does not have.
+std::mutex forms_mutex;
+
+const int kHeldAcrossFork =
+    pthread_atfork([] { forms_mutex.lock(); }, [] { forms_mutex.unlock(); }, [] { forms_mutex.unlock(); });
+
 // The form for a key, made if there is none yet.
 template <class Forms, class Make>
-const auto& find_or_make(Forms& forms, std::mutex& mutex, const typename Forms::key_type& key, const Make& make) {
+const auto& find_or_make(Forms& forms, const typename Forms::key_type& key, const Make& make) {
   using Form = typename Forms::mapped_type::element_type;
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<std::mutex> lock(forms_mutex);
   auto& form = forms[key];
   if (!form) form = std::make_unique<Form>(make());
   return *form;
@@ -170,15 +180,15 @@ std::int64_t padded_outputs(const Kernel& kernel, std::int64_t outputs) {
 }
 
 const RowsForm& Weight::rows_form(const Plan& plan, std::int64_t groups) const {
-  return find_or_make(rows_, mutex_, {plan.kernel, groups}, [&] { return make_rows_form(decoded_, plan, groups); });
+  return find_or_make(rows_, {plan.kernel, groups}, [&] { return make_rows_form(decoded_, plan, groups); });
 }
 
 const TablesForm& Weight::tables_form(const Plan& plan, std::int64_t groups) const {
-  return find_or_make(tables_, mutex_, {plan.kernel, groups}, [&] { return make_tables_form(decoded_, plan, groups); });
+  return find_or_make(tables_, {plan.kernel, groups}, [&] { return make_tables_form(decoded_, plan, groups); });
 }
 
 const BitsForm& Weight::bits_form(const Plan& plan, std::int64_t groups) const {
-  return find_or_make(bits_, mutex_, {plan.kernel, groups}, [&] { return make_bits_form(decoded_, plan, groups); });
+  return find_or_make(bits_, {plan.kernel, groups}, [&] { return make_bits_form(decoded_, plan, groups); });
 }
 
 }  // namespace subbit

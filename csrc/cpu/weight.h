@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -51,7 +50,6 @@ class Weight {
   using Forms = std::map<Key, std::unique_ptr<const Form>>;
 
   DecodedWeight decoded_;
-  mutable std::mutex mutex_;
   mutable Forms<RowsForm> rows_;
   mutable Forms<TablesForm> tables_;
   mutable Forms<BitsForm> bits_;
