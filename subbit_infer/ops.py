@@ -1,57 +1,23 @@
-"""The operations: ``conv`` and ``linear``, and the torch.library operators under them.
-
-``torch.ops.subbit_infer.conv2d`` runs the compiled kernels on the CPU for 1x3x3 and 8x1x1 units, and the reference
-for every other unit and device.
-"""
+"""The operations that people call: ``conv`` and ``linear``."""
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import weakref
-from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
-from torch.nn.grad import conv2d_input
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from subbit_infer import _dispatch, _native, reference
+from subbit_infer import _dispatch, operators, reference
 from subbit_infer import codebook as codebooks
-from subbit_infer.weight import (
-    PackedWeight,
-    check_channel_vector,
-    check_indices,
-    pack_codebook,
-    pack_indices,
-    unpack_bits,
-    unpack_codebook,
-)
+from subbit_infer.weight import PackedWeight, check_channel_vector
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _MOST = 2**31  # strides, paddings and dilations are below
-
-_library = torch.library.Library("subbit_infer", "DEF")
-_library.define(
-    "conv2d(Tensor x, Tensor packed_indices, Tensor packed_codebook, Tensor? scale, Tensor? bias, int[2] stride, "
-    "int[2] padding, int[2] dilation, int groups, int units, int codewords, int[3] unit, int activation_bits, "
-    "int sign_zero) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    "decode(Tensor packed_indices, Tensor packed_codebook, int units, int codewords, int[3] unit) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define("pack_indices(Tensor indices, int codewords) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-_library.define("pack_codebook(Tensor codebook) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-
-
-# ---- checks ---------------------------------------------------------------------------------------------------
 
 
 def _pair(name: str, value: object, least: int) -> tuple[int, int]:
@@ -81,7 +47,7 @@ def _one_of(name: str, value: object, allowed: tuple[int, ...]) -> None:
 def _check_input(x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-    if x.dtype not in _FLOATS:
+    if x.dtype not in operators.FLOATS:
         raise TypeError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
 
 
@@ -116,265 +82,6 @@ def _padding(
         raise ValueError(f"padding must be 'same', 'valid', an int or a pair of ints, got {padding!r}")
     return x, _pair("padding", padding, 0)
 
-
-def _out_size(size: int, pad: int, dilation: int, kernel: int, stride: int) -> int:
-    return (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def _out_sizes(
-    x: Tensor,
-    unit: tuple[int, int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> Sequence[int]:
-    _, _, height, width = x.shape
-    return [
-        _out_size(height, padding[0], dilation[0], unit[1], stride[0]),
-        _out_size(width, padding[1], dilation[1], unit[2], stride[1]),
-    ]
-
-
-def _checked_sizes(
-    x: Tensor,
-    out_channels: int,
-    units: int,
-    unit: tuple[int, int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> tuple[int, int, int, int]:
-    """The sizes of the result, once what must hold between the sizes has been seen to hold."""
-    if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0:
-        raise ValueError(
-            f"stride and dilation must be at least 1 and padding at least 0, got {stride}, {dilation}, {padding}"
-        )
-    if groups < 1 or out_channels % groups != 0:
-        raise ValueError(f"groups must be at least 1 and divide C_out = {out_channels}, got {groups}")
-    expected = units * unit[0] * groups
-    if x.shape[1] != expected:
-        raise ValueError(
-            f"x must have C_in = {expected} channels ({units} units of {unit[0]} in {groups} groups), got {x.shape[1]}"
-        )
-    height, width = _out_sizes(x, unit, stride, padding, dilation)
-    if height < 1 or width < 1:
-        raise ValueError(
-            f"x must be at least as large as the kernel: height and width {tuple(x.shape[2:])} with padding "
-            f"{padding} do not hold a kernel {unit[1:]} with dilation {dilation}"
-        )
-    sizes = (x.shape[0], out_channels, height, width)
-    # No address space holds 2^45 floats: refused before anything is allocated. (Sizes may be symbols of a graph.)
-    if all(type(size) is int for size in sizes) and math.prod(sizes) > 2**45:
-        raise ValueError(f"the output must have at most 2^45 elements, it would have sizes {sizes}")
-    return sizes
-
-
-# ---- operators ------------------------------------------------------------------------------------------------
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    """The layout of the result: channels_last where x's strides are in that order, as in ``F.conv2d``."""
-    if x.is_contiguous():
-        return torch.contiguous_format
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return suggest_memory_format(x)
-
-
-def _check_operands(x: Tensor, packed_indices: Tensor, *others: Tensor | None, activation_bits: int) -> None:
-    """What the operator asks of its tensors beyond their sizes; ``conv`` sees to all of it but the devices."""
-    if x.dtype not in _FLOATS or x.dim() != 4:
-        raise TypeError(f"x must be float32, float16 or bfloat16 of 4 dimensions, got {x.dtype} of {x.dim()}")
-    if packed_indices.dtype != torch.uint8 or packed_indices.dim() != 2:
-        raise TypeError(
-            f"packed_indices must be uint8 of 2 dimensions, got {packed_indices.dtype} of {packed_indices.dim()}"
-        )
-    if activation_bits not in (1, 32):
-        raise ValueError(f"activation_bits must be 1 or 32, got {activation_bits}")
-    devices = {t.device for t in (x, packed_indices, *others) if t is not None}
-    if len(devices) > 1:
-        raise ValueError(f"x, weight, scale and bias must be on one device, got {sorted(map(str, devices))}")
-
-
-def _decode(packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: Sequence[int]) -> Tensor:
-    """The dense weight without scale, (C_out, units * g, kh, kw) float32."""
-    indices = unpack_bits(packed_indices, units, codebooks.tau_of(codewords))
-    check_indices(indices, codewords)
-    return codebooks.decode(indices, unpack_codebook(packed_codebook, codewords, (unit[0], unit[1], unit[2])))
-
-
-def _conv2d_reference(
-    x: Tensor,
-    packed_indices: Tensor,
-    packed_codebook: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    units: int,
-    codewords: int,
-    unit: Sequence[int],
-    activation_bits: int,
-    sign_zero: int,
-) -> Tensor:
-    """Any unit on any device: decode and convolve in float32."""
-    shape, strides = (unit[0], unit[1], unit[2]), (stride[0], stride[1])
-    pads, dilations = (padding[0], padding[1]), (dilation[0], dilation[1])
-    _check_operands(x, packed_indices, packed_codebook, scale, bias, activation_bits=activation_bits)
-    sizes = _checked_sizes(x, packed_indices.shape[0], units, shape, strides, pads, dilations, groups)
-    indices = unpack_bits(packed_indices, units, codebooks.tau_of(codewords))
-    check_indices(indices, codewords)
-    y = reference.conv2d(
-        x.to(torch.float32),
-        indices,
-        unpack_codebook(packed_codebook, codewords, shape),
-        bias,
-        strides,
-        pads,
-        dilations,
-        groups,
-        scale=scale,
-        activation_bits=activation_bits,
-        sign_zero=sign_zero,
-    )
-    out = torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
-    return out.copy_(y)
-
-
-def _float_vector(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.to(torch.float32).contiguous()
-
-
-def _conv2d_cpu(
-    x: Tensor,
-    packed_indices: Tensor,
-    packed_codebook: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    units: int,
-    codewords: int,
-    unit: Sequence[int],
-    activation_bits: int,
-    sign_zero: int,
-) -> Tensor:
-    """The compiled kernels where there are any for the unit, else the reference."""
-    shape = (unit[0], unit[1], unit[2])
-    if shape not in _native.UNITS:
-        return _conv2d_reference(
-            x, packed_indices, packed_codebook, scale, bias, stride, padding, dilation, groups, units, codewords,
-            unit, activation_bits, sign_zero,
-        )  # fmt: skip
-    strides, pads, dilations = (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
-    _check_operands(x, packed_indices, packed_codebook, scale, bias, activation_bits=activation_bits)
-    if x.numel() > 0 and x.untyped_storage().nbytes() == 0:
-        raise ValueError("x must have its memory: its storage was resized to 0")
-    out_channels = packed_indices.shape[0]
-    sizes = _checked_sizes(x, out_channels, units, shape, strides, pads, dilations, groups)
-    check_channel_vector("scale", scale, out_channels)
-    check_channel_vector("bias", bias, out_channels)
-    weight = _native.prepare(packed_indices, packed_codebook, units, codewords, shape)
-    x_float = x if x.dtype == torch.float32 else x.to(torch.float32)
-    y = torch.empty(sizes, dtype=torch.float32, memory_format=_memory_format(x))
-    _native.conv2d(
-        weight, x_float, y, _float_vector(scale), _float_vector(bias), strides, pads, dilations, groups,
-        activation_bits, sign_zero,
-    )  # fmt: skip
-    return y if x.dtype == torch.float32 else y.to(x.dtype)
-
-
-@torch.library.register_fake("subbit_infer::conv2d", lib=_library)
-def _conv2d_fake(
-    x: Tensor,
-    packed_indices: Tensor,
-    packed_codebook: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    units: int,
-    codewords: int,
-    unit: Sequence[int],
-    activation_bits: int,
-    sign_zero: int,
-) -> Tensor:
-    shape, strides = (unit[0], unit[1], unit[2]), (stride[0], stride[1])
-    pads, dilations = (padding[0], padding[1]), (dilation[0], dilation[1])
-    _check_operands(x, packed_indices, packed_codebook, scale, bias, activation_bits=activation_bits)
-    sizes = _checked_sizes(x, packed_indices.shape[0], units, shape, strides, pads, dilations, groups)
-    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
-
-
-@torch.library.register_fake("subbit_infer::decode", lib=_library)
-def _decode_fake(
-    packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: Sequence[int]
-) -> Tensor:
-    g, kh, kw = unit
-    return packed_indices.new_empty((packed_indices.shape[0], units * g, kh, kw), dtype=torch.float32)
-
-
-@torch.library.register_fake("subbit_infer::pack_indices", lib=_library)
-def _pack_indices_fake(indices: Tensor, codewords: int) -> Tensor:
-    out_channels, units = indices.shape
-    return indices.new_empty((out_channels, (units * codebooks.tau_of(codewords) + 7) // 8), dtype=torch.uint8)
-
-
-@torch.library.register_fake("subbit_infer::pack_codebook", lib=_library)
-def _pack_codebook_fake(codebook: Tensor) -> Tensor:
-    return codebook.new_empty(((codebook.numel() + 7) // 8,), dtype=torch.uint8)
-
-
-_library.impl("conv2d", _conv2d_reference, "CompositeExplicitAutograd")
-_library.impl("conv2d", _conv2d_cpu, "CPU")
-_library.impl("decode", _decode, "CompositeExplicitAutograd")
-_library.impl("pack_indices", pack_indices, "CompositeExplicitAutograd")
-_library.impl("pack_codebook", pack_codebook, "CompositeExplicitAutograd")
-
-
-# ---- gradients ------------------------------------------------------------------------------------------------
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, packed_indices, packed_codebook, scale, bias, *rest = inputs
-    ctx.save_for_backward(x, packed_indices, packed_codebook, scale)
-    ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.rest = rest
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of x, scale and bias, as if the weight were decoded; a binarized x gets that of sign: zero."""
-    x, packed_indices, packed_codebook, scale = ctx.saved_tensors
-    stride, padding, dilation, groups, units, codewords, unit, activation_bits, _ = ctx.rest
-    grad = grad.to(torch.float32)
-    grad_x = grad_scale = grad_bias = None
-    if ctx.needs_input_grad[0] and activation_bits == 1:
-        grad_x = torch.zeros_like(x)
-    elif ctx.needs_input_grad[0]:
-        weight = torch.ops.subbit_infer.decode(packed_indices, packed_codebook, units, codewords, unit)
-        scaled = grad if scale is None else grad * scale.to(torch.float32)[:, None, None]
-        grad_x = conv2d_input(x.shape, weight, scaled, stride, padding, dilation, groups).to(x.dtype)
-    if scale is not None and ctx.needs_input_grad[3]:
-        sums = torch.ops.subbit_infer.conv2d(
-            x.detach().to(torch.float32), packed_indices, packed_codebook, None, None, *ctx.rest
-        )
-        grad_scale = (grad * sums).sum((0, 2, 3)).to(scale.dtype)
-    if ctx.bias_dtype is not None and ctx.needs_input_grad[4]:
-        grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype)
-    return (grad_x, None, None, grad_scale, grad_bias) + (None,) * len(ctx.rest)
-
-
-torch.library.register_autograd("subbit_infer::conv2d", _backward, setup_context=_setup_context, lib=_library)
-
-
-# ---- the functions that people call ---------------------------------------------------------------------------
 
 _packed = WeakTensorKeyDictionary()
 _packed_lock = threading.Lock()
@@ -491,7 +198,7 @@ def conv(
     check_channel_vector("bias", bias, out_channels)
     tensors = (batched, weight.packed_indices, weight.packed_codebook, scale, bias)
     direct = _dispatch.nothing_watches() and _dispatch.are_plain(*tensors)
-    y: Tensor = (_conv2d_cpu if direct else torch.ops.subbit_infer.conv2d)(
+    y: Tensor = (operators.conv2d_cpu if direct else torch.ops.subbit_infer.conv2d)(
         batched, weight.packed_indices, weight.packed_codebook, scale, bias, stride, padding, dilation, groups,
         weight.units, weight.codewords, weight.unit, activation_bits, sign_zero,
     )  # fmt: skip

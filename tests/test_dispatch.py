@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from subbit_infer import PackedWeight, conv, ops
+from subbit_infer import PackedWeight, conv, operators
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def weight():
 def direct_calls(monkeypatch):
     """Counts the calls that go round the dispatcher."""
     calls = []
-    original = ops._conv2d_cpu
-    monkeypatch.setattr(ops, "_conv2d_cpu", lambda *arguments: calls.append(1) or original(*arguments))
+    original = operators.conv2d_cpu
+    monkeypatch.setattr(operators, "conv2d_cpu", lambda *arguments: calls.append(1) or original(*arguments))
     return calls
 
 
