@@ -26,6 +26,7 @@ struct Plan {
 
 // Bytes of +-9 may be added 14 times (126). With a 16-bit sum behind them, kBinaryTaps taps are the most.
 constexpr int kBinaryUnitsPerBlock = 14;
+static_assert(kBinaryUnitsPerBlock * unit_taps(Unit::k3x3) <= 127, "byte sums must not overflow");
 constexpr std::int64_t kBinaryTaps = 32767;
 
 // The bytes that one unit takes in a register of tables: a power of two, at least 8.
