@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -47,10 +47,11 @@ LAYER_BOUNDS = {32: 1e-5, 1: 0.0}
 LOGIT_BOUNDS = {32: 1e-4, 1: 0.0}
 
 HOW_MEASURED = (
-    "Dense is the better of contiguous and channels_last. Medians of runs in turns, each timed straight after an "
-    "untimed run of the same, so with warm caches. A1: the dense layer is handed its signs, the sub-bit layer takes "
-    "them itself.\n"
+    "Dense is the better of contiguous and channels_last. Medians of runs in turns, each timed straight after {}. "
+    "A1: the dense layer is handed its signs, the sub-bit layer takes them itself.\n"
 )
+WARM = "an untimed run of the same, so with warm caches"
+COLD = "a run of the others, so with cold caches"
 
 
 @dataclass(frozen=True)
@@ -218,41 +219,49 @@ def check_networks(networks: Networks) -> tuple[Difference, int]:
     return found, int((expected.argmax(1) == actual.argmax(1)).sum())
 
 
-def medians(runs: list[Callable[[], Any]], rounds: int) -> list[float]:
+class Timing(NamedTuple):
+    """How often to measure, and whether with cold caches."""
+
+    rounds: int
+    cold: bool
+
+
+def medians(runs: list[Callable[[], Any]], timing: Timing) -> list[float]:
     """Median milliseconds of each run.
 
     They take turns, so that all meet the same weather on the machine. A turn is one run that is not timed, to have the
-    caches hold this run's data and not the last one's, and one that is.
+    caches hold this run's data and not the last one's (unless they are to be cold), and one that is.
     """
     times: list[list[float]] = [[] for _ in runs]
-    for _ in range(WARM_UP + rounds):
+    for _ in range(WARM_UP + timing.rounds):
         for run, taken in zip(runs, times, strict=True):
-            run()
+            if not timing.cold:
+                run()
             start = time.perf_counter()
             run()
             taken.append((time.perf_counter() - start) * 1e3)
     return [statistics.median(taken[WARM_UP:]) for taken in times]
 
 
-def time_layer(case: Case, rounds: int) -> Times:
+def time_layer(case: Case, timing: Timing) -> Times:
     """Times one layer. The dense one is handed its signs; the sub-bit one has to take them itself."""
     last = torch.channels_last
     x, weight = case.convolved, case.dense.weight
     x_last, weight_last = x.to(memory_format=last), weight.to(memory_format=last)
     contiguous, channels_last, subbit = medians(
         [lambda: case.run_dense(x, weight), lambda: case.run_dense(x_last, weight_last), lambda: case.subbit(case.x)],
-        rounds,
+        timing,
     )
     return Times(min(contiguous, channels_last), subbit)
 
 
-def time_networks(networks: Networks, rounds: int) -> Times:
+def time_networks(networks: Networks, timing: Timing) -> Times:
     """Times the whole networks on one image."""
     image = networks.images[:1]
     image_last = image.contiguous(memory_format=torch.channels_last)
     dense_last = copy.deepcopy(networks.dense).to(memory_format=torch.channels_last)
     contiguous, channels_last, subbit = medians(
-        [lambda: networks.dense(image), lambda: dense_last(image_last), lambda: networks.subbit(image)], rounds
+        [lambda: networks.dense(image), lambda: dense_last(image_last), lambda: networks.subbit(image)], timing
     )
     return Times(min(contiguous, channels_last), subbit)
 
@@ -269,7 +278,7 @@ def measure_size(cases: list[Case]) -> Size:
 
 
 @torch.inference_mode()
-def investigate(networks: Networks, rounds: int, progress: Progress) -> Outcome:
+def investigate(networks: Networks, timing: Timing, progress: Progress) -> Outcome:
     """Checks and then measures."""
     task = progress.add_task(f"{networks.title}: check", total=len(networks.cases) + 1)
     differences = check_layers(networks)
@@ -277,10 +286,10 @@ def investigate(networks: Networks, rounds: int, progress: Progress) -> Outcome:
     times = []
     for case in networks.cases:
         progress.update(task, description=f"{networks.title}: {case.name}", refresh=True)
-        times.append(time_layer(case, rounds))
+        times.append(time_layer(case, timing))
         progress.advance(task)
     progress.update(task, description=f"{networks.title}: network", refresh=True)
-    network = time_networks(networks, rounds)
+    network = time_networks(networks, timing)
     progress.update(task, advance=1, refresh=True)
     return Outcome(
         title=networks.title,
@@ -402,6 +411,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A sub-bit ResNet-18 on a photograph, against the same network dense.")
     parser.add_argument("--threads", type=positive, default=1, help="threads of both sides (default: 1)")
     parser.add_argument("--rounds", type=positive, default=20, help="times each thing is measured (default: 20)")
+    parser.add_argument("--cold", action="store_true", help="time with the caches as the other side leaves them")
     parser.add_argument("--image", type=Path, default=Path("out/demo.png"), help="where the chart goes")
     parser.add_argument("--json", type=Path, help="where the figures go (default: nowhere)")
     return parser.parse_args()
@@ -412,11 +422,12 @@ def main() -> None:
     options = parse_options()
     torch.set_num_threads(options.threads)
     console = Console()
+    timing = Timing(options.rounds, options.cold)
     console.print(f"Checking and measuring: {setting()}")
-    console.print(HOW_MEASURED, highlight=False)
+    console.print(HOW_MEASURED.format(COLD if options.cold else WARM), highlight=False)
     # No thread that redraws the bar: it would run beside what is being measured.
     with Progress(console=console, transient=True, auto_refresh=False) as progress:
-        outcomes = [investigate(make_networks(bits), options.rounds, progress) for bits in (32, 1)]
+        outcomes = [investigate(make_networks(bits), timing, progress) for bits in (32, 1)]
     for outcome in outcomes:
         console.print(table(outcome))
         console.print(summary(outcome), highlight=False)
