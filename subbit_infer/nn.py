@@ -9,7 +9,7 @@ from torch import Tensor
 
 from subbit_infer import codebook as codebooks
 from subbit_infer import ops
-from subbit_infer.weight import PackedWeight, check_indices, unpack_bits
+from subbit_infer.weight import PackedWeight, byte_count, check_indices, unpack_bits
 
 
 class _SubbitLayer(torch.nn.Module):
@@ -46,8 +46,8 @@ class _SubbitLayer(torch.nn.Module):
         self.activation_bits = activation_bits
         self.sign_zero = sign_zero
         g, kh, kw = unit
-        row_bytes = -(-units * codebooks.tau_of(codewords) // 8)
-        codebook_bytes = -(-codewords * g * kh * kw // 8)
+        row_bytes = byte_count(units * codebooks.tau_of(codewords))
+        codebook_bytes = byte_count(codewords * g * kh * kw)
 
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)

@@ -120,10 +120,16 @@ def _check_operands(x: Tensor, packed_indices: Tensor, *others: Tensor | None, a
         raise ValueError(f"x, weight, scale and bias must be on one device, got {sorted(map(str, devices))}")
 
 
-def _decode(packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: Sequence[int]) -> Tensor:
-    """The dense weight without scale, (C_out, units * g, kh, kw) float32."""
+def _indices(packed_indices: Tensor, units: int, codewords: int) -> Tensor:
+    """The indices (C_out, units), checked."""
     indices = unpack_bits(packed_indices, units, codebooks.tau_of(codewords))
     check_indices(indices, codewords)
+    return indices
+
+
+def _decode(packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: Sequence[int]) -> Tensor:
+    """The dense weight without scale, (C_out, units * g, kh, kw) float32."""
+    indices = _indices(packed_indices, units, codewords)
     return codebooks.decode(indices, unpack_codebook(packed_codebook, codewords, (unit[0], unit[1], unit[2])))
 
 
@@ -148,11 +154,9 @@ def _conv2d_reference(
     pads, dilations = (padding[0], padding[1]), (dilation[0], dilation[1])
     _check_operands(x, packed_indices, packed_codebook, scale, bias, activation_bits=activation_bits)
     sizes = _checked_sizes(x, packed_indices.shape[0], units, shape, strides, pads, dilations, groups)
-    indices = unpack_bits(packed_indices, units, codebooks.tau_of(codewords))
-    check_indices(indices, codewords)
     y = reference.conv2d(
         x.to(torch.float32),
-        indices,
+        _indices(packed_indices, units, codewords),
         unpack_codebook(packed_codebook, codewords, shape),
         bias,
         strides,

@@ -20,7 +20,8 @@ FORMAT = "subbit_infer"
 FORMAT_VERSION = 1
 
 
-def _byte_count(bits: int) -> int:
+def byte_count(bits: int) -> int:
+    """Bytes that hold so many bits."""
     return -(-bits // 8)
 
 
@@ -36,7 +37,7 @@ def pack_bits(values: Tensor, width: int) -> Tensor:
     """
     rows, n = values.shape
     bits = (values.unsqueeze(-1) >> torch.arange(width, device=values.device)) & 1
-    row_bytes = _byte_count(n * width)
+    row_bytes = byte_count(n * width)
     stream = torch.zeros(rows, row_bytes * 8, dtype=torch.uint8, device=values.device)
     stream[:, : n * width] = bits.reshape(rows, n * width).to(torch.uint8)
     place = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=values.device)
@@ -128,7 +129,7 @@ def _float_vector(name: str, vector: Tensor | None, out_channels: int) -> Tensor
     return None if vector is None else vector.detach().to(torch.float32).contiguous()
 
 
-def default_unit(weight: Tensor) -> tuple[int, int, int]:
+def _unit_of(weight: Tensor) -> tuple[int, int, int]:
     """The unit the paper cuts a weight (C_out, C_in, kh, kw) into: 8 channels of a 1x1 weight, else one kernel."""
     kh, kw = weight.shape[-2:]
     return (8, 1, 1) if (kh, kw) == (1, 1) and weight.shape[1] % 8 == 0 else (1, kh, kw)
@@ -241,7 +242,7 @@ class PackedWeight:
         if tau is not None and (type(tau) is not int or not 1 <= tau <= codebooks.MAX_TAU):
             raise ValueError(f"tau must be an int from 1 to {codebooks.MAX_TAU}, or None, got {tau!r}")
         weight = weight.detach().to(torch.float32)
-        unit = default_unit(weight) if unit is None else unit
+        unit = _unit_of(weight) if unit is None else unit
         scale = weight[:, 0, 0, 0].abs()
         wrong = weight.abs() != scale[:, None, None, None]
         wrong |= ~(scale > 0)[:, None, None, None] | ~weight.isfinite()
@@ -422,12 +423,12 @@ def _weight_of(path: Path, name: str, shape: list[int], tensors: dict[str, Tenso
         packed, codebook = (tensors.pop(f"{name}.{part}") for part in ("indices", "codebook"))
     except KeyError as error:
         raise ValueError(f"{where} lacks the tensor {error}") from error
-    row_bytes = _byte_count(units * codebooks.tau_of(codewords))
+    row_bytes = byte_count(units * codebooks.tau_of(codewords))
     if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[0] < 1 or packed.shape[1] != row_bytes:
         raise ValueError(
             f"{where}: indices must be uint8 of shape (C_out, {row_bytes}), got {packed.dtype} {tuple(packed.shape)}"
         )
-    codebook_bytes = _byte_count(codewords * g * kh * kw)
+    codebook_bytes = byte_count(codewords * g * kh * kw)
     if codebook.dtype != torch.uint8 or tuple(codebook.shape) != (codebook_bytes,):
         raise ValueError(
             f"{where}: codebook must be uint8 of shape ({codebook_bytes},), "

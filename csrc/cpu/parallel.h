@@ -10,10 +10,9 @@ namespace subbit {
 // parallel region in the child would wait for them for ever, so there everything runs serially.
 bool is_forked_child();
 
-// Calls run(thread, task) for every task in [0, tasks), thread < threads. run must not throw.
+// Calls run(thread, task) for every task in [0, tasks), thread < threads <= tasks. run must not throw.
 template <class Run>
 void parallel(int threads, std::int64_t tasks, const Run& run) {
-  if (threads > tasks) threads = static_cast<int>(tasks);
   if (threads <= 1 || is_forked_child()) {
     for (std::int64_t task = 0; task < tasks; ++task) run(0, task);
     return;

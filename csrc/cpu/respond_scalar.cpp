@@ -1,6 +1,5 @@
 // Stage 1 in plain C++: the specification that every other level is tested against, bit for bit.
 #include <algorithm>
-#include <cmath>
 
 #include "cpu/kernels.h"
 
