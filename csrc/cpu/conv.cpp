@@ -187,12 +187,17 @@ class Conv {
         respond.terms = rows_form_->terms.data();
         respond.run_end = rows_form_->run_end;
         respond.unit = params_.unit;
-        respond.plane_stride = strips_.plane_stride;
-        respond.unit_stride = strips_.unit_stride;
+        respond.plane_bytes = strips_.plane_stride * element_;
+        respond.unit_bytes = strips_.unit_stride * element_;
         respond.units = units;
+        respond.row_bytes = strips_.row_bytes;
         respond.rows = rows;
         for (int i = 0; i < parts(); ++i) respond.part[i] = part(strip, planes, pixel, i);
-        kernel_.respond_rows(respond);
+        if (rows_form_->respond) {
+          (*rows_form_->respond)(respond);
+        } else {
+          kernel_.respond_rows(respond);
+        }
         const int pixels = static_cast<int>(std::min<std::int64_t>(kernel_.pixels, strip.end - pixel));
         kernel_.gather_rows({rows, offsets, units, strips_.outputs, pixels, sums + tile * tile_sums});
       }

@@ -98,11 +98,12 @@ struct RespondRowsTask {
   const RowTerms* terms;         // of each row
   const std::uint16_t* run_end;  // [2 * patterns of the last part]
   Unit unit;
-  const void* part[3];  // first plane of unit 0's parts (3 rows or 2 halves), at the tile's first pixel
-  std::int64_t plane_stride;
-  std::int64_t unit_stride;  // elements between the planes of two units
-  int units;
-  void* rows;  // [row][unit][pixels]: stores follow each other
+  const void* part[3];       // first plane of unit 0's parts (3 rows or 2 halves), at the tile's first pixel
+  std::int64_t plane_bytes;  // from plane to plane of a part
+  std::int64_t unit_bytes;   // from the planes of one unit to the next one's
+  std::int64_t units;        // at least 1
+  std::int64_t row_bytes;    // from row to row of the result
+  void* rows;                // [row][unit][pixels]: stores follow each other
 };
 
 struct GatherRowsTask {

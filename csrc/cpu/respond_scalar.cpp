@@ -87,11 +87,12 @@ template <class T, int kPixels>
 void respond(const RespondRowsTask& task) {
   const int parts = task.unit == Unit::k3x3 ? 3 : 2;
   const int patterns = task.unit == Unit::k3x3 ? kPatternsOfRow : kPatternsOfHalf;
-  for (int u = 0; u < task.units; ++u) {
+  const std::int64_t size = sizeof(T);
+  for (std::int64_t u = 0; u < task.units; ++u) {
     T sums[2 * kPatternsOfHalf * kPixels];
     for (int i = 0; i < (parts - 1) * patterns; ++i) {
-      const T* plane =
-          static_cast<const T*>(task.part[i / patterns]) + u * task.unit_stride + i % patterns * task.plane_stride;
+      const T* plane = static_cast<const T*>(task.part[i / patterns]) +
+                       (u * task.unit_bytes + i % patterns * task.plane_bytes) / size;
       for (int p = 0; p < kPixels; ++p) {
         sums[2 * i * kPixels + p] = plane[p];
         sums[(2 * i + 1) * kPixels + p] = static_cast<T>(-plane[p]);
@@ -99,9 +100,10 @@ void respond(const RespondRowsTask& task) {
     }
     int k = 0;
     for (int run = 0; run < 2 * patterns; ++run) {
-      const T* last = static_cast<const T*>(task.part[parts - 1]) + u * task.unit_stride + run / 2 * task.plane_stride;
+      const T* last =
+          static_cast<const T*>(task.part[parts - 1]) + (u * task.unit_bytes + run / 2 * task.plane_bytes) / size;
       for (; k < task.run_end[run]; ++k) {
-        T* row = static_cast<T*>(task.rows) + (k * task.units + u) * kPixels;
+        T* row = static_cast<T*>(task.rows) + k * task.row_bytes / size + u * kPixels;
         for (int p = 0; p < kPixels; ++p) {
           T sum = sums[task.terms[k].first + p];
           if (parts == 3) sum = static_cast<T>(sum + sums[task.terms[k].second + p]);

@@ -137,12 +137,13 @@ template <class V, int kRowElements, int kParts, int kUnits, bool kMinus, class 
 [[gnu::always_inline]] inline void respond_run(const RespondRowsTask& task, int begin, int end,
                                                const typename V::Element* sums, const Vector (&last)[kUnits],
                                                typename V::Element* rows) {
+  const std::int64_t row_stride = task.row_bytes / std::int64_t{sizeof(typename V::Element)};
   constexpr int kPatterns = kParts == 3 ? kPatternsOfRow : kPatternsOfHalf;
   constexpr int kUnitSums = 2 * (kParts - 1) * kPatterns * kRowElements;
   for (int k = begin; k < end; ++k) {
     const auto* first = sums + task.terms[k].first;
     const auto* second = sums + task.terms[k].second;
-    auto* row = rows + k * task.units * kRowElements;
+    auto* row = rows + k * row_stride;
     for (int u = 0; u < kUnits; ++u) {
       auto sum = V::load(first + u * kUnitSums);
       if constexpr (kParts == 3) sum = V::add(sum, V::load(second + u * kUnitSums));
@@ -152,16 +153,18 @@ template <class V, int kRowElements, int kParts, int kUnits, bool kMinus, class 
 }
 
 template <class V, int kVectors, int kParts, int kUnits>
-inline void respond_units(const RespondRowsTask& task, int unit) {
+inline void respond_units(const RespondRowsTask& task, std::int64_t unit) {
   using T = typename V::Element;
+  const std::int64_t plane_stride = task.plane_bytes / std::int64_t{sizeof(T)};
+  const std::int64_t unit_stride = task.unit_bytes / std::int64_t{sizeof(T)};
   constexpr int kRowElements = V::kLanes * kVectors;
   constexpr int kPatterns = kParts == 3 ? kPatternsOfRow : kPatternsOfHalf;
   alignas(64) T sums[kUnits * 2 * (kParts - 1) * kPatterns * kRowElements];
   T* out = sums;
   for (int u = 0; u < kUnits; ++u) {
     for (int i = 0; i + 1 < kParts; ++i) {
-      const T* plane = static_cast<const T*>(task.part[i]) + (unit + u) * task.unit_stride;
-      for (int q = 0; q < kPatterns; ++q, out += 2 * kRowElements, plane += task.plane_stride) {
+      const T* plane = static_cast<const T*>(task.part[i]) + (unit + u) * unit_stride;
+      for (int q = 0; q < kPatterns; ++q, out += 2 * kRowElements, plane += plane_stride) {
         for (int lane = 0; lane < kRowElements; lane += V::kLanes) {
           const auto sum = V::load_unaligned(plane + lane);
           V::store(out + lane, sum);
@@ -174,9 +177,9 @@ inline void respond_units(const RespondRowsTask& task, int unit) {
     T* rows = static_cast<T*>(task.rows) + unit * kRowElements + lane;
     int begin = 0;
     for (int pattern = 0; pattern < kPatterns; ++pattern) {
-      const T* plane = static_cast<const T*>(task.part[kParts - 1]) + pattern * task.plane_stride + lane;
+      const T* plane = static_cast<const T*>(task.part[kParts - 1]) + pattern * plane_stride + lane;
       decltype(V::zero()) last[kUnits];
-      for (int u = 0; u < kUnits; ++u) last[u] = V::load_unaligned(plane + (unit + u) * task.unit_stride);
+      for (int u = 0; u < kUnits; ++u) last[u] = V::load_unaligned(plane + (unit + u) * unit_stride);
       const int middle = task.run_end[2 * pattern], end = task.run_end[2 * pattern + 1];
       respond_run<V, kRowElements, kParts, kUnits, false>(task, begin, middle, sums + lane, last, rows);
       respond_run<V, kRowElements, kParts, kUnits, true>(task, middle, end, sums + lane, last, rows);
@@ -187,7 +190,7 @@ inline void respond_units(const RespondRowsTask& task, int unit) {
 
 template <class V, int kVectors, int kParts>
 inline void respond_parts(const RespondRowsTask& task) {
-  int unit = 0;
+  std::int64_t unit = 0;
   for (; unit + 4 <= task.units; unit += 4) respond_units<V, kVectors, kParts, 4>(task, unit);
   for (; unit < task.units; ++unit) respond_units<V, kVectors, kParts, 1>(task, unit);
 }
@@ -213,10 +216,15 @@ inline void gather_rows(const GatherRowsTask& task) {
     for (int i = 0; i < kOutputsPerStep; ++i) {
       for (int v = 0; v < kVectors; ++v) acc[i][v].open(sums + i * kRowElements + v * V::kLanes);
     }
-    for (int u = 0; u < task.units; ++u, offsets += kOutputsPerStep) {
-      for (int i = 0; i < kOutputsPerStep; ++i) {
-        const auto* row = reinterpret_cast<const typename V::Element*>(rows + offsets[i]);
-        for (int v = 0; v < kVectors; ++v) acc[i][v].add(V::load(row + v * V::kLanes));
+    for (int u = 0; u < task.units; ++u) {
+      for (int four = 0; four < kOutputsPerStep; four += 4, offsets += 4) {
+        // Four offsets at a time: the vectors keep both load ports busy, so shifting is cheaper than loading each.
+        std::uint64_t packed;
+        __builtin_memcpy(&packed, offsets, sizeof(packed));
+        for (int i = four; i < four + 4; ++i, packed >>= 16) {
+          const auto* row = reinterpret_cast<const typename V::Element*>(rows + (packed & 0xffff));
+          for (int v = 0; v < kVectors; ++v) acc[i][v].add(V::load(row + v * V::kLanes));
+        }
       }
     }
     for (int i = 0; i < kOutputsPerStep; ++i) {

@@ -47,7 +47,7 @@ StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem&
   const std::int64_t sum = bytes ? sizeof(std::int16_t) : sizeof(float);
   const int taps = kernel_size(params.unit);
 
-  StripPlan s;
+  StripPlan s{};
   s.rows = phases(taps, params.stride_h, params.dilation_h);
   s.columns = phases(taps, params.stride_w, params.dilation_w);
   s.out_pixels = params.out_height * params.out_width;
@@ -86,7 +86,6 @@ StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem&
   if (kernel.layout == Layout::kBits) {
     const std::int64_t words = ceil_div(problem.units * unit_channels(params.unit), 64);
     s.planes_at = scratch.take(checked_product({s.region_rows, s.region_columns, words, 16}, "scratch memory"));
-    s.lines_at = s.responses_at = s.table_stride = 0;
     s.scratch_bytes = scratch.used();
     return s;
   }
@@ -94,8 +93,8 @@ StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem&
   s.lines_at = scratch.take(line * kMaxLines);
   s.planes_at = scratch.take(checked_product({block, s.unit_stride, element}, "scratch memory"));
   if (kernel.layout == Layout::kRows) {
-    s.table_stride = 0;
-    s.responses_at = scratch.take(block * problem.codewords * kernel.pixels * element);
+    s.row_bytes = block * kernel.pixels * element;
+    s.responses_at = scratch.take(s.row_bytes * problem.codewords);
   } else {
     s.table_stride = round_up(block * table_slot(problem.codewords), 64);
     s.responses_at = scratch.take(s.table_stride * kernel.pixels);

@@ -32,6 +32,7 @@ struct StripPlan {
   // Scratch memory of one thread: offsets in bytes, all multiples of 64.
   std::int64_t line_stride;  // elements
   std::int64_t lines_at, planes_at, responses_at, sums_at;
+  std::int64_t row_bytes;     // rows layout: from row to row of a block of responses
   std::int64_t table_stride;  // bytes of one pixel's tables
   std::int64_t scratch_bytes;
 };

@@ -7,25 +7,12 @@
 #include <numeric>
 
 #include "core/checked.h"
+#include "cpu/patterns.h"
 
 namespace subbit {
 namespace {
 
 constexpr int kOutputsPerVector = 64;
-
-// A part of a codeword (a row of three taps, or a half of four) as a sign and a signless pattern.
-struct SignedPattern {
-  bool minus;
-  int pattern;
-};
-
-SignedPattern part_of(Codeword codeword, Unit unit, int part) {
-  const int taps = unit == Unit::k3x3 ? 3 : 4;
-  const auto is_minus = [&](int tap) { return !(codeword >> (part * taps + tap) & 1); };
-  SignedPattern result{is_minus(0), 0};
-  for (int tap = 1; tap < taps; ++tap) result.pattern = 2 * result.pattern + (is_minus(tap) != result.minus);
-  return result;
-}
 
 // Sorts the codewords into runs. Returns the row of each codeword.
 std::vector<int> sort_into_runs(const DecodedWeight& weight, int pixels, RowsForm& form) {
@@ -57,6 +44,10 @@ RowsForm make_rows_form(const DecodedWeight& weight, const Plan& plan, std::int6
   const std::vector<int> row_of = sort_into_runs(weight, plan.kernel->pixels, form);
 
   const int row_bytes = plan.kernel->pixels * (plan.kernel->activations == Activations::kBinary ? 1 : 4);
+  const std::int64_t block = std::min<std::int64_t>(plan.units_per_block, weight.units);
+  std::vector<Codeword> codewords(row_of.size());
+  for (std::size_t k = 0; k < row_of.size(); ++k) codewords[row_of[k]] = weight.codebook[k];
+  form.respond = RespondCode::make(weight.unit, codewords, *plan.kernel, block * row_bytes);
   const std::int64_t outputs = weight.out_channels / groups;
   const std::int64_t padded = padded_outputs(*plan.kernel, outputs);
   form.offsets.resize(checked_product({groups, padded, weight.units}, "prepared weight"), 0);
@@ -69,7 +60,7 @@ RowsForm make_rows_form(const DecodedWeight& weight, const Plan& plan, std::int6
           for (int i = 0; i < kOutputsPerStep; ++i, ++out) {
             if (o + i >= outputs) continue;
             const int k = weight.indices[(group * outputs + o + i) * weight.units + first + u];
-            *out = static_cast<std::uint16_t>((row_of[k] * units + u) * row_bytes);
+            *out = static_cast<std::uint16_t>((row_of[k] * block + u) * row_bytes);
           }
         }
       }

@@ -9,13 +9,15 @@
 
 #include "core/packed.h"
 #include "cpu/aligned.h"
+#include "cpu/respond_code.h"
 #include "cpu/select.h"
 
 namespace subbit {
 
 // The rows layout's form: an offset is the row of a unit's codeword in a block of responses.
 struct RowsForm {
-  std::vector<RowTerms> terms;  // of each row
+  std::unique_ptr<const RespondCode> respond;  // or null: the kernel's own step reads terms and run_end
+  std::vector<RowTerms> terms;                 // of each row
   std::uint16_t run_end[kMaxRuns] = {};
   std::vector<std::uint16_t> offsets;  // [group][block][outputs / kOutputsPerStep][units][kOutputsPerStep]
 };
