@@ -12,24 +12,31 @@ namespace subbit {
 namespace {
 
 // One line into scratch: zeros in front, elements, zeros up to the length and on to whole vectors.
+template <class V, int kStep>
+inline void load_elements(const Line& line, const StageTask& task, typename V::Element* out) {
+  for (std::int64_t i = 0; i < line.count; i += V::kLanes) {
+    const std::int64_t left = line.count - i;
+    const int n = left < V::kLanes ? static_cast<int>(left) : V::kLanes;
+    V::store_unaligned(out + i, V::template load_input<kStep>(line.x + i * kStep, n, task.binarize, task.sign_zero));
+  }
+}
+
 template <class V>
 inline void load_line(const Line& line, const StageTask& task, typename V::Element* out) {
   typename V::Element* end = out + line.length;
   for (std::int64_t i = 0; i < line.before; i += V::kLanes) V::store_unaligned(out + i, V::zero());
   out += line.before;
   if (line.step == 1) {
-    for (std::int64_t i = 0; i < line.count; i += V::kLanes) {
-      const std::int64_t left = line.count - i;
-      V::store_unaligned(out + i, V::load_input(line.x + i, left < V::kLanes ? static_cast<int>(left) : V::kLanes,
-                                                task.binarize, task.sign_zero));
-    }
+    load_elements<V, 1>(line, task, out);
+  } else if (line.step == 2) {
+    load_elements<V, 2>(line, task, out);
   } else {
     for (std::int64_t i = 0; i < line.count; i += V::kLanes) {
       float gathered[V::kLanes];
       const std::int64_t left = line.count - i;
       const int n = left < V::kLanes ? static_cast<int>(left) : V::kLanes;
       for (int j = 0; j < n; ++j) gathered[j] = line.x[(i + j) * line.step];
-      V::store_unaligned(out + i, V::load_input(gathered, n, task.binarize, task.sign_zero));
+      V::store_unaligned(out + i, V::template load_input<1>(gathered, n, task.binarize, task.sign_zero));
     }
   }
   for (out += line.count; out < end; out += V::kLanes) V::store_unaligned(out, V::zero());
@@ -50,8 +57,8 @@ class CopiedLines {
   std::int64_t stride_;
 };
 
-// The lines of one row where they are, neighbouring floats; masked loads give zeros for the padding.
-template <class V>
+// The lines of one row where they are, floats `kStep` apart; masked loads give zeros for the padding.
+template <class V, int kStep>
 class LinesInPlace {
  public:
   LinesInPlace(const StageTask& task, std::int64_t row) : task_(task) {
@@ -59,8 +66,8 @@ class LinesInPlace {
   }
   auto load(int l, std::int64_t at) const {
     const Line& line = lines_[l];
-    return V::load_window(line.x + (at - line.before), line.before - at, line.before + line.count - at, task_.binarize,
-                          task_.sign_zero);
+    return V::template load_window<kStep>(line.x + (at - line.before) * kStep, line.before - at,
+                                          line.before + line.count - at, task_.binarize, task_.sign_zero);
   }
 
  private:
@@ -119,7 +126,8 @@ inline void stage_8x1x1_rows(const StageTask& task) {
 template <class V>
 inline void stage_3x3(const StageTask& task) {
   if constexpr (V::kLoadsWindows) {
-    if (task.lines[0].step == 1) return stage_3x3_rows<V, LinesInPlace<V>>(task);
+    if (task.lines[0].step == 1) return stage_3x3_rows<V, LinesInPlace<V, 1>>(task);
+    if (task.lines[0].step == 2) return stage_3x3_rows<V, LinesInPlace<V, 2>>(task);
   }
   stage_3x3_rows<V, CopiedLines<V>>(task);
 }
@@ -127,7 +135,8 @@ inline void stage_3x3(const StageTask& task) {
 template <class V>
 inline void stage_8x1x1(const StageTask& task) {
   if constexpr (V::kLoadsWindows) {
-    if (task.lines[0].step == 1) return stage_8x1x1_rows<V, LinesInPlace<V>>(task);
+    if (task.lines[0].step == 1) return stage_8x1x1_rows<V, LinesInPlace<V, 1>>(task);
+    if (task.lines[0].step == 2) return stage_8x1x1_rows<V, LinesInPlace<V, 2>>(task);
   }
   stage_8x1x1_rows<V, CopiedLines<V>>(task);
 }

@@ -9,7 +9,7 @@ namespace subbit {
 namespace {
 
 // What a strip's sums may take of the second-level cache.
-constexpr std::int64_t kSumsBytes = 128 * 1024;
+constexpr std::int64_t kSumsBytes = 256 * 1024;
 constexpr std::int64_t kMaxStripPixels = 1024;
 constexpr std::int64_t kLine = 64;
 

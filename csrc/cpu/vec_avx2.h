@@ -13,8 +13,30 @@ inline __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-inline __m256 load_floats(const float* p, int n) {
-  return n >= 8 ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, first_lanes(n));
+// A mask of lanes [begin, end) of eight.
+inline __m256i window(std::int64_t begin, std::int64_t end) {
+  const auto clamp = [](std::int64_t v) { return v < 0 ? 0 : v > 8 ? 8 : static_cast<int>(v); };
+  return _mm256_andnot_si256(first_lanes(clamp(begin)), first_lanes(clamp(end)));
+}
+
+// Lanes [begin, end) of eight floats `kStep` apart, 1 or 2; the others are not read and are 0.
+template <int kStep>
+inline __m256 load_floats(const float* p, std::int64_t begin, std::int64_t end) {
+  const bool all = begin <= 0 && end >= 8;
+  if constexpr (kStep == 1) {
+    return all ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, window(begin, end));
+  } else {
+    static_assert(kStep == 2);
+    __m256 even;  // the wanted floats, four of p[0..7] and four of p[8..14] in each half by turns
+    if (all) {
+      even = _mm256_shuffle_ps(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 7), _MM_SHUFFLE(3, 1, 2, 0));
+    } else {
+      const std::int64_t first = 2 * begin, last = 2 * end - 1;
+      even = _mm256_shuffle_ps(_mm256_maskload_ps(p, window(first, last)),
+                               _mm256_maskload_ps(p + 8, window(first - 8, last - 8)), _MM_SHUFFLE(2, 0, 2, 0));
+    }
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(even), _MM_SHUFFLE(3, 1, 2, 0)));
+  }
 }
 
 // -1, 0 or 1 in every lane; NaN gives 0. Comparisons give all ones, which is -1, where they hold.
@@ -41,19 +63,17 @@ struct F32x8 {
   static __m256 mul(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
   static __m256 negate(__m256 a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
 
-  static __m256 load_input(const float* p, int n, bool binarize, bool sign_zero) {
-    const __m256 x = load_floats(p, n);
-    return binarize ? _mm256_cvtepi32_ps(sign_of(x, sign_zero)) : x;
-  }
-  // Lanes [begin, end) from p; the others are not read and are 0, which has no sign either.
+  // Lanes [begin, end) of inputs `kStep` apart; the others are not read and are 0, which has no sign either.
   static constexpr bool kLoadsWindows = true;
+  template <int kStep>
   static __m256 load_window(const float* p, std::int64_t begin, std::int64_t end, bool binarize, bool sign_zero) {
-    if (begin <= 0 && end >= kLanes) return load_input(p, kLanes, binarize, sign_zero);
-    const auto clamp = [](std::int64_t v) { return v < 0 ? 0 : v > kLanes ? kLanes : static_cast<int>(v); };
-    const __m256i lanes = _mm256_andnot_si256(first_lanes(clamp(begin)), first_lanes(clamp(end)));
-    const __m256 x = _mm256_maskload_ps(p, lanes);
+    const __m256 x = load_floats<kStep>(p, begin, end);
     if (!binarize) return x;
-    return _mm256_cvtepi32_ps(_mm256_and_si256(sign_of(x, sign_zero), lanes));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(sign_of(x, sign_zero), window(begin, end)));
+  }
+  template <int kStep>
+  static __m256 load_input(const float* p, int n, bool binarize, bool sign_zero) {
+    return load_window<kStep>(p, 0, n, binarize, sign_zero);
   }
   static __m256 load_sums(const float* p) { return _mm256_load_ps(p); }
   static __m256 load_sums(const std::int16_t* p) {
@@ -92,9 +112,11 @@ struct I8x32 {
   static __m256i sub(__m256i a, __m256i b) { return _mm256_sub_epi8(a, b); }
   static __m256i negate(__m256i a) { return _mm256_sub_epi8(_mm256_setzero_si256(), a); }
 
+  template <int kStep>
   static __m256i load_input(const float* p, int n, bool /*binarize*/, bool sign_zero) {
     const auto eight = [&](int first) {
-      return n > first ? sign_of(load_floats(p + first, n - first), sign_zero) : _mm256_setzero_si256();
+      return n > first ? sign_of(load_floats<kStep>(p + kStep * first, 0, n - first), sign_zero)
+                       : _mm256_setzero_si256();
     };
     const __m256i low = _mm256_packs_epi32(eight(0), eight(8));
     const __m256i high = _mm256_packs_epi32(eight(16), eight(24));
