@@ -3,11 +3,23 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 namespace subbit {
 
-enum class Reg : std::uint8_t { rax = 0, rcx = 1, rdx = 2, rsi = 6, rdi = 7, r8 = 8, r9 = 9, r10 = 10, r11 = 11 };
+enum class Reg : std::uint8_t {
+  rax = 0,
+  rcx = 1,
+  rdx = 2,
+  rbx = 3,
+  rsi = 6,
+  rdi = 7,
+  r8 = 8,
+  r9 = 9,
+  r10 = 10,
+  r11 = 11
+};
 
 using Ymm = int;  // 0 to 15
 
@@ -61,6 +73,8 @@ class Assembler {
     bytes({0x0f, 0x85});
     word(static_cast<std::int32_t>(target - (here() + 4)));
   }
+  void push(Reg reg) { bytes({static_cast<std::uint8_t>(0x50 | number(reg))}); }  // of the first eight
+  void pop(Reg reg) { bytes({static_cast<std::uint8_t>(0x58 | number(reg))}); }
   void ret() { bytes({0xc3}); }
 
  private:

@@ -33,13 +33,14 @@ inline int count_used(const MatchBitsTask& task, int pixel) {
   return used;
 }
 
-// kPixels pixels times 32 outputs: sum = used - 2 * (used and different), over all taps and words.
+// kPixels pixels times 32 outputs: counts (used and different) over all taps and words.
 template <int kPixels>
 inline void match(const MatchBitsTask& task, int first_pixel) {
   constexpr int kVectors = kOutputsPerMatch / 8;
   const std::int64_t block = std::int64_t{task.taps} * task.words * 8;
-  int biased[kPixels];
-  for (int p = 0; p < kPixels; ++p) biased[p] = count_used(task, first_pixel + p) + task.bias;
+  for (int p = 0; p < kPixels; ++p) {
+    task.used[first_pixel + p] = static_cast<float>(count_used(task, first_pixel + p));
+  }
   for (std::int64_t o = 0; o < task.outputs; o += kOutputsPerMatch) {
     const std::uint64_t* weights = task.weights + o / 8 * block;
     __m512i different[kPixels][kVectors];
@@ -65,10 +66,8 @@ inline void match(const MatchBitsTask& task, int first_pixel) {
     }
     for (int p = 0; p < kPixels; ++p) {
       for (int v = 0; v < kVectors; ++v) {
-        const __m512i twice = _mm512_add_epi64(different[p][v], different[p][v]);
-        std::uint16_t* out = task.sums + (first_pixel + p) * task.outputs + o + v * 8;
-        _mm_store_si128(reinterpret_cast<__m128i*>(out),
-                        _mm512_cvtepi64_epi16(_mm512_sub_epi64(_mm512_set1_epi64(biased[p]), twice)));
+        std::uint16_t* out = task.different + (first_pixel + p) * task.outputs + o + v * 8;
+        _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi64_epi16(different[p][v]));
       }
     }
   }

@@ -11,19 +11,6 @@
 namespace subbit {
 namespace {
 
-// A run of output pixels [begin, end) of one image and group, and the part of the image it lies in.
-struct Strip {
-  std::int64_t image, group;
-  std::int64_t begin, end;
-  std::int64_t first_row, rows;
-  std::int64_t first_column, columns;  // part of a row only where the strip lies in one row
-
-  // Where a pixel of the strip is in a plane.
-  std::int64_t place(std::int64_t pixel, std::int64_t out_width) const {
-    return pixel - first_row * out_width - first_column;
-  }
-};
-
 // One call: everything that does not change from strip to strip.
 class Conv {
  public:
@@ -41,8 +28,9 @@ class Conv {
         element_(kernel_.activations == Activations::kBinary ? 1 : sizeof(float)) {
     if (kernel_.layout == Layout::kRows) {
       rows_form_ = &weight.rows_form(plan_, params.groups);
-    } else if (kernel_.layout == Layout::kTables) {
-      tables_form_ = &weight.tables_form(plan_, params.groups);
+    } else if (kernel_.layout == Layout::kPatches) {
+      patches_form_ = &weight.patches_form(plan_, params.groups);
+      patch_map_ = weight.patch_map(params, patches_form_->slot / 8);
     } else {
       bits_form_ = &weight.bits_form(plan_, params.groups);
     }
@@ -55,8 +43,8 @@ class Conv {
     const Strip strip = strip_of(task);
     if (kernel_.layout == Layout::kRows) {
       run_rows(strip, scratch);
-    } else if (kernel_.layout == Layout::kTables) {
-      run_tables(strip, scratch);
+    } else if (kernel_.layout == Layout::kPatches) {
+      run_patches(strip, scratch);
     } else {
       run_bits(strip, scratch);
     }
@@ -72,98 +60,72 @@ class Conv {
     s.image = task / strips_.strips / params_.groups;
     s.first_row = s.begin / params_.out_width;
     s.rows = (s.end - 1) / params_.out_width - s.first_row + 1;
-    s.first_column = s.rows == 1 ? s.begin - s.first_row * params_.out_width : 0;
-    s.columns = s.rows == 1 ? s.end - s.begin : params_.out_width;
+    const bool is_part_of_row = s.rows == 1 && (kernel_.layout == Layout::kBits || !strips_.planes.shared);
+    s.first_column = is_part_of_row ? s.begin - s.first_row * params_.out_width : 0;
+    s.columns = is_part_of_row ? s.end - s.begin : params_.out_width;
     return s;
   }
 
-  // The columns of an image row that a phase of the strip's columns reads; x is set for each unit.
-  Line line(const Strip& strip, std::int64_t offset, std::int64_t length) const {
-    // Element i of the line is image column first + i * stride.
-    const std::int64_t first = strip.first_column * params_.stride_w + offset - params_.pad_w;
-    const std::int64_t before = first >= 0 ? 0 : ceil_div(-first, params_.stride_w);
-    const std::int64_t inside = params_.width - first;  // columns from `first` to the end of the image
-    const std::int64_t end = inside <= 0 ? 0 : ceil_div(inside, params_.stride_w);
-    Line line{nullptr, params_.stride_w * params_.x_w, std::min(before, length), 0, length};
-    line.count = std::clamp<std::int64_t>(end - before, 0, length - line.before);
-    return line;
+  // Where a pixel of a strip is in a plane whose first tap it is.
+  std::int64_t place(const Strip& strip, std::int64_t pixel) const {
+    return pixel - strip.first_row * params_.out_width - strip.first_column;
   }
 
-  // How a strip's units are staged: one task a phase of rows, which differs from unit to unit in its addresses.
-  struct Staging {
-    StageTask task[Phases::kMaxTaps];
-    std::int64_t image_offset[Phases::kMaxTaps][kMaxLines];  // of a line's first element, from a unit's channel 0
-  };
-
-  Staging staging(const Strip& strip, std::byte* lines) const {
-    Staging staging{};
-    for (int phase = 0; phase < strips_.rows.count; ++phase) {
-      StageTask& task = staging.task[phase];
-      task.columns = strip.columns;
-      task.plane_stride = strips_.plane_stride;
-      task.scratch = lines;
-      task.scratch_stride = strips_.line_stride;
-      task.binarize = plan_.binarize;
-      task.sign_zero = params_.sign_zero;
-      task.code_unit = tables_form_ ? tables_form_->slot / 8 : 0;
-
-      // Row j of the phase is image row first + j * stride.
-      const std::int64_t first = strip.first_row * params_.stride_h + strips_.rows.first[phase] - params_.pad_h;
-      task.rows = strip.rows + strips_.rows.max_shift[phase];
-      task.row_step = params_.stride_h * params_.x_h;
-      task.inside_begin = std::min(first >= 0 ? 0 : ceil_div(-first, params_.stride_h), task.rows);
-      const std::int64_t below = params_.height - first;
-      task.inside_end = std::min(below <= 0 ? 0 : ceil_div(below, params_.stride_h), task.rows);
-
-      const bool is_3x3 = params_.unit == Unit::k3x3;
-      task.line_count = is_3x3 ? strips_.columns.count : unit_channels(params_.unit);
-      for (int t = 0; t < 3; ++t) {
-        task.tap_line[t] = strips_.columns.phase_of_tap[t];
-        task.tap_shift[t] = strips_.columns.shift_of_tap[t];
-      }
-      for (int l = 0; l < task.line_count; ++l) {
-        const std::int64_t offset = is_3x3 ? strips_.columns.first[l] : 0;
-        task.lines[l] = line(strip, offset, strip.columns + (is_3x3 ? strips_.columns.max_shift[l] : 0));
-        if (task.inside_begin >= task.inside_end || task.lines[l].count == 0) continue;
-        const std::int64_t column =
-            strip.first_column * params_.stride_w + offset - params_.pad_w + task.lines[l].before * params_.stride_w;
-        staging.image_offset[phase][l] = (is_3x3 ? 0 : l) * params_.x_c +
-                                         (first + task.inside_begin * params_.stride_h) * params_.x_h +
-                                         column * params_.x_w;
-      }
-    }
-    return staging;
-  }
-
-  void stage_unit(Staging& staging, const Strip& strip, std::int64_t unit, std::byte* planes) const {
+  // A unit's first channel.
+  const float* input(const Strip& strip, std::int64_t unit) const {
     const std::int64_t in_group = params_.in_channels / params_.groups;
-    const float* x = params_.x + strip.image * params_.x_n +
-                     (strip.group * in_group + unit * unit_channels(params_.unit)) * params_.x_c;
-    for (int phase = 0; phase < strips_.rows.count; ++phase) {
-      StageTask& task = staging.task[phase];
-      task.planes = planes + phase * strips_.planes_per_phase * strips_.plane_stride * element_;
-      for (int l = 0; l < task.line_count; ++l) task.lines[l].x = x + staging.image_offset[phase][l];
-      if (params_.unit == Unit::k3x3) {
-        kernel_.stage_3x3(task);
-      } else {
-        kernel_.stage_8x1x1(task);
+    return params_.x + strip.image * params_.x_n +
+           (strip.group * in_group + unit * unit_channels(params_.unit)) * params_.x_c;
+  }
+
+  // What is left of the first and last taps of kernel rows where planes are shared: nothing at the edge that they
+  // would reach across.
+  void fill_masks(const Strip& strip, std::byte* masks) const {
+    std::memset(masks, 0xff, 2 * strips_.mask_bytes);
+    if (!strips_.planes.shared) return;
+    const auto clear = [&](std::byte* mask, std::int64_t column) {
+      std::int64_t pixel = strip.first_row * params_.out_width + column;
+      if (pixel < strip.begin) pixel += params_.out_width;
+      for (; pixel < strip.end; pixel += params_.out_width) {
+        std::memset(mask + (pixel - strip.begin) * element_, 0, element_);
       }
-    }
+    };
+    if (strips_.planes.tap_shift[0] < 0) clear(masks, 0);
+    if (strips_.planes.tap_shift[2] > 0) clear(masks + strips_.mask_bytes, params_.out_width - 1);
   }
 
-  // The plane (or first plane) that part `part` of a unit reads, at a tile's first pixel.
-  const std::byte* part(const Strip& strip, const std::byte* planes, std::int64_t pixel, int part) const {
-    std::int64_t at = strip.place(pixel, params_.out_width);
-    if (params_.unit == Unit::k3x3) {
-      at += strips_.rows.phase_of_tap[part] * strips_.planes_per_phase * strips_.plane_stride +
-            strips_.rows.shift_of_tap[part] * strip.columns;
-    } else {
-      at += part * (strips_.planes_per_phase / parts()) * strips_.plane_stride;
-    }
-    return planes + at * element_;
+  // What does not change from tile to tile; planes hold the units of a block.
+  RespondRowsTask respond_task(std::byte* scratch) const {
+    RespondRowsTask task{};
+    task.terms = rows_form_->terms.data();
+    task.codewords = problem_.codewords;
+    task.unit = params_.unit;
+    task.channel_bytes = strips_.plane_stride * element_;
+    task.unit_bytes = strips_.unit_stride * element_;
+    task.row_bytes = strips_.row_bytes;
+    task.rows = scratch + strips_.responses_at;
+    task.scratch = scratch + strips_.work_at;
+    return task;
   }
 
-  int parts() const { return params_.unit == Unit::k3x3 || kernel_.layout == Layout::kTables ? 3 : 2; }
+  // Where the tile's first pixel is read.
+  void place_tile(const Strip& strip, std::int64_t pixel, std::byte* scratch, RespondRowsTask& task) const {
+    const PlanePlan& planes = strips_.planes;
+    const std::byte* base = scratch + strips_.planes_at;
+    const auto element = [&](int row, int column) {
+      return planes.plane_of_tap(row, column) * strips_.plane_stride +
+             planes.element_of_tap(row, column, strip.columns) + place(strip, pixel);
+    };
+    if (params_.unit == Unit::k8x1x1) {
+      task.channels = base + place(strip, pixel) * element_;
+      return;
+    }
+    for (int row = 0; row < 3; ++row) task.row[row] = base + element(row, 1) * element_;
+    task.first_tap = (element(0, 0) - element(0, 1)) * element_;
+    task.last_tap = (element(0, 2) - element(0, 1)) * element_;
+    task.first_mask = scratch + strips_.masks_at + (pixel - strip.begin) * element_;
+    task.last_mask = static_cast<const std::byte*>(task.first_mask) + strips_.mask_bytes;
+  }
 
   void run_rows(const Strip& strip, std::byte* scratch) const {
     const std::int64_t sum_bytes = kernel_.activations == Activations::kBinary ? 2 : 4;
@@ -171,82 +133,128 @@ class Conv {
     const std::int64_t tiles = ceil_div(strip.end - strip.begin, kernel_.pixels);
     std::byte* sums = scratch + strips_.sums_at;
     std::byte* planes = scratch + strips_.planes_at;
-    std::byte* rows = scratch + strips_.responses_at;
     std::memset(sums, 0, tiles * tile_sums);
+    fill_masks(strip, scratch + strips_.masks_at);
 
-    Staging stages = staging(strip, scratch + strips_.lines_at);
+    Staging staging = plan_staging(params_, strips_.planes, strip);
+    RespondRowsTask respond = respond_task(scratch);
     const std::uint16_t* offsets = rows_form_->offsets.data() + strip.group * strips_.outputs * problem_.units;
     for (std::int64_t first = 0; first < problem_.units; first += plan_.units_per_block) {
       const int units = static_cast<int>(std::min<std::int64_t>(plan_.units_per_block, problem_.units - first));
-      for (int u = 0; u < units; ++u) {
-        stage_unit(stages, strip, first + u, planes + u * strips_.unit_stride * element_);
+      for (std::int64_t u = 0; u < units; ++u) {
+        for (int i = 0; i < strips_.planes.planes; ++i) {
+          StageTask& task = staging.task[i];
+          task.x = input(strip, first + u) + staging.image_offset[i];
+          task.plane = planes + (u * strips_.unit_stride + i * strips_.plane_stride) * element_;
+          task.binarize = plan_.binarize;
+          kernel_.stage_rows(task);
+        }
       }
+      respond.units = units;
       for (std::int64_t tile = 0; tile < tiles; ++tile) {
         const std::int64_t pixel = strip.begin + tile * kernel_.pixels;
-        RespondRowsTask respond{};
-        respond.terms = rows_form_->terms.data();
-        respond.run_end = rows_form_->run_end;
-        respond.unit = params_.unit;
-        respond.plane_bytes = strips_.plane_stride * element_;
-        respond.unit_bytes = strips_.unit_stride * element_;
-        respond.units = units;
-        respond.row_bytes = strips_.row_bytes;
-        respond.rows = rows;
-        for (int i = 0; i < parts(); ++i) respond.part[i] = part(strip, planes, pixel, i);
+        place_tile(strip, pixel, scratch, respond);
         if (rows_form_->respond) {
           (*rows_form_->respond)(respond);
         } else {
           kernel_.respond_rows(respond);
         }
         const int pixels = static_cast<int>(std::min<std::int64_t>(kernel_.pixels, strip.end - pixel));
-        kernel_.gather_rows({rows, offsets, units, strips_.outputs, pixels, sums + tile * tile_sums});
+        kernel_.gather_rows({respond.rows, offsets, units, strips_.outputs, pixels, sums + tile * tile_sums});
       }
       offsets += strips_.outputs * units;
     }
     for (std::int64_t tile = 0; tile < tiles; ++tile) {
       const std::int64_t pixel = strip.begin + tile * kernel_.pixels;
       const std::int64_t pixels = std::min<std::int64_t>(kernel_.pixels, strip.end - pixel);
-      finish(strip, pixel, pixels, sums + tile * tile_sums, 0);
+      finish(strip, pixel, pixels, sums + tile * tile_sums, 1, nullptr);
     }
   }
 
-  void run_tables(const Strip& strip, std::byte* scratch) const {
-    auto* sums = reinterpret_cast<std::uint16_t*>(scratch + strips_.sums_at);
-    std::byte* planes = scratch + strips_.planes_at;
-    auto* tables = reinterpret_cast<std::uint8_t*>(scratch + strips_.responses_at);
-    std::memset(sums, 0, (strip.end - strip.begin) * strips_.outputs * sizeof(*sums));
-
-    const int slot = tables_form_->slot;
-    const auto* positions = reinterpret_cast<const std::uint8_t*>(tables_form_->positions.data()) +
-                            strip.group * (tables_form_->positions.bytes() / params_.groups);
-    Staging stages = staging(strip, scratch + strips_.lines_at);
-    for (std::int64_t first = 0; first < problem_.units; first += plan_.units_per_block) {
-      const int units = static_cast<int>(std::min<std::int64_t>(plan_.units_per_block, problem_.units - first));
-      const int registers = static_cast<int>(ceil_div(std::int64_t{units} * slot, 64));
-      for (int u = 0; u < units; ++u) {
-        stage_unit(stages, strip, first + u, planes + u * strips_.unit_stride);
+  // All units as bits: `plus` planes, and the `positive` ones behind them. Returns whether there are zeros.
+  bool stage_patches(const Strip& strip, std::uint64_t* plus, std::uint64_t* positive) const {
+    Staging staging = plan_staging(params_, strips_.planes, strip);
+    bool zeros = false;
+    for (std::int64_t u = 0; u < problem_.units; ++u) {
+      for (int i = 0; i < strips_.planes.planes; ++i) {
+        StagePatchesTask task{staging.task[i], nullptr, nullptr};
+        task.input.x = input(strip, u) + staging.image_offset[i];
+        const std::int64_t at = u * strips_.unit_stride + i * strips_.plane_stride + 1;  // a word before each plane
+        task.plus = plus + at;
+        task.positive = positive + at;
+        zeros |= kernel_.stage_patches(task);
       }
-      for (std::int64_t pixel = strip.begin; pixel < strip.end; pixel += kernel_.pixels) {
-        const int pixels = static_cast<int>(std::min<std::int64_t>(kernel_.pixels, strip.end - pixel));
-        RespondTablesTask respond;
-        for (int i = 0; i < parts(); ++i) {
-          respond.codes[i] = reinterpret_cast<const std::uint8_t*>(part(strip, planes, pixel, i));
-        }
-        respond.unit_stride = strips_.unit_stride;
-        respond.units = units;
-        respond.pixels = pixels;
-        respond.responses = reinterpret_cast<const std::uint8_t*>(tables_form_->responses.data());
-        respond.slot = slot;
-        respond.tables = tables;
-        respond.table_stride = strips_.table_stride;
-        kernel_.respond_tables(respond);
-        kernel_.gather_tables({tables, strips_.table_stride, slot, registers, positions, strips_.outputs, pixels,
-                               sums + (pixel - strip.begin) * strips_.outputs});
-      }
-      positions += std::int64_t{registers} * (64 / slot) * strips_.outputs;
     }
-    const auto bias = static_cast<std::int32_t>(problem_.units * unit_taps(params_.unit));
-    finish(strip, strip.begin, strip.end - strip.begin, sums, bias);
+    return zeros;
+  }
+
+  // The bit of a unit's planes that tap t of a pixel is.
+  std::int64_t tap_bit(const Strip& strip, std::int64_t pixel, int t) const {
+    const PlanePlan& planes = strips_.planes;
+    const bool is_3x3 = params_.unit == Unit::k3x3;
+    const std::int64_t plane = is_3x3 ? planes.plane_of_tap(t / 3, t % 3) : t;
+    const std::int64_t element = is_3x3 ? planes.element_of_tap(t / 3, t % 3, strip.columns) : 0;
+    return (plane * strips_.plane_stride + 1) * 64 + element + place(strip, pixel);
+  }
+
+  void run_patches(const Strip& strip, std::byte* scratch) const {
+    static constexpr std::uint16_t kWholePatches[kChunk] = {};
+    auto* plus = reinterpret_cast<std::uint64_t*>(scratch + strips_.planes_at);
+    std::uint64_t* positive = plus + problem_.units * strips_.unit_stride;
+    auto* codes = reinterpret_cast<std::uint16_t*>(scratch + strips_.responses_at);
+    auto* sums = reinterpret_cast<std::uint16_t*>(scratch + strips_.sums_at);
+    auto* offset = reinterpret_cast<float*>(scratch + strips_.work_at);
+    const PatchMap& map = *patch_map_;
+    const int taps = unit_taps(params_.unit), slot = patches_form_->slot;
+    const auto units = static_cast<float>(problem_.units);
+
+    // Zeros, and patches whose place has no rows, are looked up as -1 and as +1; the sum counts them as 0.
+    const bool twice = stage_patches(strip, plus, positive) || !map.all_have_rows;
+
+    CodePatchesTask code{};
+    std::int64_t tap_bits[9];
+    std::uint64_t inside[9];
+    code.tap_bit = tap_bits;
+    code.inside = inside;
+    code.taps = taps;
+    code.code_shift = __builtin_ctz(static_cast<unsigned>(slot / 8));
+    code.block_stride = problem_.units * kCodePixels;
+    LookUpTask look_up{};
+    look_up.responses = reinterpret_cast<const std::uint8_t*>(patches_form_->responses.data());
+    look_up.slot = slot;
+    look_up.units = problem_.units;
+    look_up.positions = reinterpret_cast<const std::uint8_t*>(patches_form_->positions.data()) +
+                        strip.group * strips_.outputs * problem_.units;
+    look_up.outputs = strips_.outputs;
+
+    for (std::int64_t pixel = strip.begin; pixel < strip.end; pixel += kChunk) {
+      const int pixels = static_cast<int>(std::min<std::int64_t>(kChunk, strip.end - pixel));
+      for (int t = 0; t < taps; ++t) {
+        tap_bits[t] = tap_bit(strip, pixel, t);
+        const std::uint64_t* word = map.inside.data() + t * map.words + pixel / 64;
+        const int shift = static_cast<int>(pixel % 64);
+        inside[t] = shift == 0 ? word[0] : word[0] >> shift | word[1] << (64 - shift);
+      }
+      code.pixels = pixels;
+      code.first = twice ? kWholePatches : map.first.data() + pixel;
+      for (int pass = 0; pass < (twice ? 2 : 1); ++pass) {
+        code.outside = pass == 0 ? 0 : ~std::uint64_t{0};
+        for (std::int64_t u = 0; u < problem_.units; ++u) {
+          code.plane = (pass == 0 ? plus : positive) + u * strips_.unit_stride;
+          code.codes = codes + u * kCodePixels;
+          kernel_.code_patches(code);
+        }
+        look_up.add = pass == 1;
+        for (int p = 0; p < pixels; p += kCodePixels) {
+          look_up.codes = codes + p / kCodePixels * code.block_stride;
+          look_up.pixels = std::min(kCodePixels, pixels - p);
+          look_up.sums = sums + p * strips_.outputs;
+          kernel_.look_up_patches(look_up);
+        }
+      }
+      for (int p = 0; p < pixels; ++p) offset[p] = -units * static_cast<float>(twice ? taps : map.taps[pixel + p]);
+      finish(strip, pixel, pixels, sums, twice ? 1 : 2, offset);
+    }
   }
 
   // Packs the part of the input that the strip reads into words of 64 channels a pixel, [row][column][word].
@@ -283,7 +291,8 @@ class Conv {
 
   void run_bits(const Strip& strip, std::byte* scratch) const {
     auto* words = reinterpret_cast<std::uint64_t*>(scratch + strips_.planes_at);
-    auto* sums = reinterpret_cast<std::uint16_t*>(scratch + strips_.sums_at);
+    auto* different = reinterpret_cast<std::uint16_t*>(scratch + strips_.sums_at);
+    auto* used = reinterpret_cast<float*>(scratch + strips_.work_at);
     stage_bits(strip, words);
 
     const int size = kernel_size(params_.unit), taps = kernel_taps(params_.unit);
@@ -300,7 +309,6 @@ class Conv {
     match.weights = reinterpret_cast<const std::uint64_t*>(bits_form_->weights.data()) +
                     strip.group * strips_.outputs * taps * bits_form_->words;
     match.outputs = strips_.outputs;
-    match.bias = static_cast<std::uint16_t>(problem_.units * unit_taps(params_.unit));
     for (std::int64_t pixel = strip.begin; pixel < strip.end; pixel += kBitsPixels) {
       match.pixels = static_cast<int>(std::min<std::int64_t>(kBitsPixels, strip.end - pixel));
       for (int i = 0; i < match.pixels; ++i) {
@@ -308,14 +316,15 @@ class Conv {
         const std::int64_t column = (pixel + i) % params_.out_width - strip.first_column;
         match.pixel[i] = words + row * params_.stride_h * row_words + column * params_.stride_w * pixel_words;
       }
-      match.sums = sums + (pixel - strip.begin) * strips_.outputs;
+      match.different = different + (pixel - strip.begin) * strips_.outputs;
+      match.used = used + (pixel - strip.begin);
       kernel_.match_bits(match);
     }
-    finish(strip, strip.begin, strip.end - strip.begin, sums, match.bias);
+    finish(strip, strip.begin, strip.end - strip.begin, different, -2, used);
   }
 
-  void finish(const Strip& strip, std::int64_t pixel, std::int64_t pixels, const void* sums,
-              std::int32_t bias_of_sums) const {
+  void finish(const Strip& strip, std::int64_t pixel, std::int64_t pixels, const void* sums, float factor,
+              const float* offset) const {
     const std::int64_t outputs = params_.out_channels / params_.groups;
     const std::int64_t first = strip.group * outputs;
     FinishTask task;
@@ -323,7 +332,8 @@ class Conv {
     task.sums_stride = strips_.outputs;
     task.outputs = outputs;
     task.pixels = static_cast<int>(pixels);
-    task.bias_of_sums = bias_of_sums;
+    task.factor = factor;
+    task.offset = offset;
     task.y = params_.y + strip.image * params_.y_n + first * params_.y_c + pixel * params_.y_w;
     task.y_channel = params_.y_c;
     task.y_pixel = params_.y_w;
@@ -339,7 +349,8 @@ class Conv {
   const StripPlan strips_;
   const std::int64_t element_;  // bytes of a staged value
   const RowsForm* rows_form_ = nullptr;
-  const TablesForm* tables_form_ = nullptr;
+  const PatchesForm* patches_form_ = nullptr;
+  std::shared_ptr<const PatchMap> patch_map_;
   const BitsForm* bits_form_ = nullptr;
 };
 

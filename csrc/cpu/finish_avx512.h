@@ -38,7 +38,7 @@ inline void transpose(__m512 x[16]) {
 
 inline __mmask16 first_lanes(std::int64_t n) { return n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1); }
 
-// Sums [pixel][output] of 16 bits, biased, as the tables and bits layouts have them.
+// Sums [pixel][output] of 16 bits, as the patches and bits layouts have them.
 inline void finish_by_pixel(const FinishTask& task) {
   const auto* sums = static_cast<const std::uint16_t*>(task.sums);
   for (std::int64_t o = 0; o < task.outputs; o += 16) {
@@ -47,8 +47,9 @@ inline void finish_by_pixel(const FinishTask& task) {
     const __m512 bias = task.bias ? _mm512_maskz_loadu_ps(channels, task.bias + o) : _mm512_setzero_ps();
     const auto value = [&](int p) {
       const __m256i sum = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums + p * task.sums_stride + o));
-      const __m512i unbiased = _mm512_sub_epi32(_mm512_cvtepu16_epi32(sum), _mm512_set1_epi32(task.bias_of_sums));
-      return _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(unbiased), scale), bias);
+      const __m512 exact = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(sum)), _mm512_set1_ps(task.factor),
+                                           _mm512_set1_ps(task.offset[p]));
+      return _mm512_add_ps(_mm512_mul_ps(exact, scale), bias);
     };
     float* y = task.y + o * task.y_channel;
     if (task.y_channel == 1) {

@@ -1,21 +1,22 @@
 // The steps of a convolution that are written once an instruction level, and what they hand each other.
 //
-//   stage    input rows -> partial sums of +-taps, or taps as bits  (a unit and strip of pixels at a time)
-//   respond  the response of every codeword                         (a block of units and tile of pixels)
-//   gather   sum of the responses that the indices name             (a block of units and tile of pixels)
+//   stage    the part of the input that a strip of pixels reads -> planes without gaps   (a channel at a time)
+//   respond  the response of every codeword                         (rows: a block of units and tile of pixels)
+//   gather   sum of the responses that the indices name
 //   finish   scale * sum + bias, written to the output              (once a pixel)
 //
-// Three layouts are worth having. Two share responses R[unit][codeword][pixel]:
+// Two layouts share responses:
 //
-//   rows    lanes are pixels: R is an array of rows [codeword][unit][pixels of the tile]; the gather loads
-//           the row that an index names and adds it.           Any level, any tau.
-//   tables  lanes are output channels: R is [pixel][unit][codeword]; the responses of one pixel and unit fill
-//           (part of) a register, and a byte permutation looks up 64 output channels at once.     VBMI only.
+//   rows     lanes are pixels: responses are an array of rows [codeword][unit][pixels of the tile]; the gather
+//            loads the row that an index names and adds it.                        Any level, any tau.
+//   patches  binary activations only, lanes are output channels: the patch that a unit sees is a number of nine bits,
+//            which names a row of bytes, the responses of all codewords; a byte permutation looks 64 output channels
+//            up in it at once. The rows are made once, with the weight: there is nothing to respond.   VBMI only.
 //
-// The third shares nothing, for it needs no responses: where there are few output channels to share them, binary
-// activations are cheaper to match against the decoded bits of the weight.
+// The third shares nothing: where there are few output channels, or many codewords, binary activations are cheaper to
+// match against the decoded bits of the weight.
 //
-//   bits    lanes are output channels, 64 input channels a word: XOR and population count.    VPOPCNTDQ only.
+//   bits     lanes are output channels, 64 input channels a word: XOR and population count.      VPOPCNTDQ only.
 #pragma once
 
 #include <cstdint>
@@ -27,84 +28,63 @@ namespace subbit {
 
 // ---- stage ----------------------------------------------------------------------------------------------
 
-// One phase of an input row (core/phases.h): `before` zeros of padding, `count` elements of the image `step`
-// apart, then zeros up to `length`.
-struct Line {
-  const float* x;  // the first element, in the first row that lies in the image
-  std::int64_t step;
-  std::int64_t before, count, length;
-};
-
-constexpr int kMaxLines = 8;
-
-// Rows 0 .. rows - 1 of one phase of one unit's planes. Rows outside [inside_begin, inside_end) are padding.
-// 3x3: a row has `line_count` phases of columns, and tap t reads lines[tap_line[t]] from tap_shift[t] on.
-// 8x1x1: one line for each of the unit's eight channels.
+// One plane: the elements of an image (one channel, one phase of rows and columns: core/phases.h) that a strip reads,
+// without gaps between rows. Rows outside [inside_begin, inside_end) are padding; of the others element i lies in the
+// image where 0 <= i - before < count. Everything else is 0.
 struct StageTask {
-  Line lines[kMaxLines];
-  int line_count;
-  int tap_line[3];
-  std::int64_t tap_shift[3];
-  std::int64_t rows, inside_begin, inside_end;
-  std::int64_t row_step;  // elements of the image from row to row
-  std::int64_t columns;   // of a row
-  void* planes;           // row j of plane i starts at element i * plane_stride + j * columns
-  std::int64_t plane_stride;
-  void* scratch;  // line_count lines, scratch_stride elements apart
-  std::int64_t scratch_stride;
+  const float* x;               // the first element in the image, in row inside_begin
+  std::int64_t step, row_step;  // elements of the image from column to column and from row to row
+  std::int64_t rows, columns;
+  std::int64_t inside_begin, inside_end;
+  std::int64_t before, count;
+  void* plane;
   bool binarize;   // float kernels only: take the sign of the input
   bool sign_zero;  // sign(0) is +1
-  int code_unit;   // tables layout: what codes are multiplied by
 };
 
-// The line as row j has it.
-inline Line line_of_row(const StageTask& task, int l, std::int64_t j) {
-  Line line = task.lines[l];
-  if (j < task.inside_begin || j >= task.inside_end) {
-    line.before = line.length;
-    line.count = 0;
-  } else {
-    line.x += (j - task.inside_begin) * task.row_step;
-  }
-  return line;
-}
-
-// Vectors are stored whole, so up to this many bytes behind a row of a plane or line are written (or read) too.
-constexpr std::int64_t kStageSlack = 128;
-
-// Planes that stage writes for one unit in the rows layout: signless sums, in which the first tap counts
-// positive. A row of three taps has 2^2 of them, a half of four channels 2^3. In the number of a pattern
-// the sign of the second tap is the most significant bit, and 1 is minus.
-constexpr int kPatternsOfRow = 4;
-constexpr int kPatternsOfHalf = 8;
+// Vectors are loaded and stored whole, so up to this many bytes before and behind a plane are touched too.
+constexpr std::int64_t kPlaneSlack = 128;
 
 // ---- rows layout ----------------------------------------------------------------------------------------
 
-// How respond forms the codewords from the signless sums of a tile. It first copies those of all parts but the last
-// side by side and with both signs (a tile begins anywhere in a plane, so reading them there would cross cache lines
-// again and again): plus or minus pattern q of part i is then at element (2 * (i * patterns + q) + minus) * pixels.
-// Row r of the result is
+// A part of a 3x3 unit is a row of three taps; of an 8x1x1 unit, a half of four channels. Up to its sign a row has 2^2
+// sums and a half 2^3: its *patterns*, in which the first tap counts positive. In the number of a pattern the sign of
+// the second tap is the most significant bit, and 1 is minus.
+constexpr int kPatternsOfRow = 4;
+constexpr int kPatternsOfHalf = 8;
+
+// A codeword's response is
 //
-//     (first[r] + second[r]) +- last                        8x1x1 units: first[r] +- last
+//     (+-first row +- second row) +- last row          8x1x1 units: +-first half +- last half
 //
-// Rows are sorted into runs of equal last pattern and sign, so that each run is one loop without branches whose last
-// term stays in a register: run = 2 * pattern + minus.
+// Usually code made for the codebook does this (respond_code.h). The kernels' own step, which the scalar level and
+// systems without such code run, first writes the sums of all parts with both signs side by side: plus or
+// minus pattern q of part i is at element (2 * (i * patterns + q) + minus) * pixels.
 struct RowTerms {
-  std::uint16_t first, second;  // elements from the start of the copied sums
+  std::uint16_t part[3];  // elements from the start of those sums
 };
-constexpr int kMaxRuns = 2 * kPatternsOfHalf;
 
 struct RespondRowsTask {
-  const RowTerms* terms;         // of each row
-  const std::uint16_t* run_end;  // [2 * patterns of the last part]
+  const RowTerms* terms;  // of each row
+  std::int64_t codewords;
   Unit unit;
-  const void* part[3];       // first plane of unit 0's parts (3 rows or 2 halves), at the tile's first pixel
-  std::int64_t plane_bytes;  // from plane to plane of a part
-  std::int64_t unit_bytes;   // from the planes of one unit to the next one's
-  std::int64_t units;        // at least 1
-  std::int64_t row_bytes;    // from row to row of the result
-  void* rows;                // [row][unit][pixels]: stores follow each other
+  // 3x3: where the middle tap of each kernel row reads the tile's first pixel for unit 0, bytes from there to the
+  // first and the last tap, and what is left of those two at the edges of the image (all ones or zero a pixel).
+  const void* row[3];
+  std::int64_t first_tap, last_tap;
+  const void* first_mask;
+  const void* last_mask;
+  // 8x1x1: unit 0's first channel at the tile's first pixel, and bytes from channel to channel.
+  const void* channels;
+  std::int64_t channel_bytes;
+  std::int64_t unit_bytes;  // from the planes of one unit to the next one's
+  std::int64_t units;       // at least 1
+  std::int64_t row_bytes;   // from row to row of the result
+  void* rows;               // [row][unit][pixels of a tile]: stores follow each other
+  void* scratch;            // kRespondScratch bytes
 };
+
+constexpr int kRespondScratch = 2 * 2 * kPatternsOfHalf * 64;  // the signed sums of a unit; rows are at most 64 bytes
 
 struct GatherRowsTask {
   const void* rows;
@@ -119,38 +99,46 @@ constexpr int kOutputsPerStep = 8;
 constexpr int kBlockBytes = 16 * 1024;  // responses of a block of units: half of a 32 KiB L1
 static_assert(kBlockBytes <= 65536, "offsets are 16 bits");
 
-// ---- tables layout --------------------------------------------------------------------------------------
+// ---- patches layout -------------------------------------------------------------------------------------
 
-// A patch of binary activations as three codes, of up to three taps each: the rows of a 3x3 kernel, or channels
-// 0 1 2, 3 4 5 and 6 7. A tap is a digit 0, 1 or 2 for -1, 0 or +1, so a code is a number below 27.
-constexpr int kCodeParts = 3;
-constexpr int kTapsOfCode = 3;
-constexpr int kCodes = 27;
-
-// The response to a patch is the sum of one row of `responses` for each of its codes. Planes hold codes times
-// slot / 8, so that eight times a byte is the offset of its row.
-struct RespondTablesTask {
-  const std::uint8_t* codes[kCodeParts];  // of unit 0, at the tile's first pixel
-  std::int64_t unit_stride;               // bytes between the codes of two units
-  int units, pixels;
-  const std::uint8_t* responses;  // [part][code][slot]: each codeword's response, biased to be positive
-  int slot;                       // bytes of one unit's table: 8, 16, 32 or 64
-  std::uint8_t* tables;           // [pixel][unit][slot], pixels table_stride bytes apart
-  std::int64_t table_stride;
+// Planes hold one bit an element, two planes a channel: in `plus` a 1 is +1, in `positive` a 1 is +1 or 0. They differ
+// only where an activation is 0; then everything is done for both and added up, which counts a 0 as half a match.
+struct StagePatchesTask {
+  StageTask input;  // whose plane is not used
+  std::uint64_t* plus;
+  std::uint64_t* positive;
 };
 
-struct GatherTablesTask {
-  const std::uint8_t* tables;
-  std::int64_t table_stride;
-  int slot;
-  int registers;                  // 64-byte registers of tables a pixel
-  const std::uint8_t* positions;  // [outputs / 64][registers * 64 / slot][64]
+// The codes of the patches that a unit sees at up to kChunk pixels: for each, where the rows for its place in the image
+// begin, plus the number whose bit t is tap t, all times slot / 8.
+struct CodePatchesTask {
+  const std::uint64_t* plane;   // of bits
+  const std::int64_t* tap_bit;  // [taps] the bit of the plane that the first pixel's tap is
+  const std::uint64_t* inside;  // [taps] pixels whose tap is inside the image
+  std::uint64_t outside;        // all ones or zero: the bits of the other taps
+  int taps;
+  int pixels;                  // 1 to kChunk
+  const std::uint16_t* first;  // [kChunk]
+  int code_shift;              // log2(slot / 8)
+  std::uint16_t* codes;        // pixel p's at [p / kCodePixels * block_stride + p % kCodePixels]
+  std::int64_t block_stride;
+};
+
+constexpr int kChunk = 64;
+constexpr int kCodePixels = 8;
+
+// A row of `slot` bytes says how many taps of a patch agree with each codeword: nine at most.
+struct LookUpTask {
+  const std::uint16_t* codes;     // [unit][kCodePixels]
+  const std::uint8_t* responses;  // the row of a code is at 8 * code
+  int slot;                       // bytes of a row: 8, 16, 32 or 64
+  std::int64_t units;
+  const std::uint8_t* positions;  // [outputs / 64][unit][64]
   std::int64_t outputs;           // a multiple of 64
-  int pixels;                     // 1 to kTablePixels
-  std::uint16_t* sums;            // [pixel][outputs]: added to
+  int pixels;                     // 1 to kCodePixels
+  bool add;                       // to the sums, or write them
+  std::uint16_t* sums;            // [pixel][outputs]
 };
-
-constexpr int kTablePixels = 8;
 
 // ---- bits layout ----------------------------------------------------------------------------------------
 
@@ -173,8 +161,8 @@ struct MatchBitsTask {
   const std::uint64_t* weights;  // [outputs / 8][tap][word][8]: the bits of 64 channels for 8 outputs, 1 is +1
   std::int64_t outputs;          // a multiple of kOutputsPerMatch
   int pixels;                    // 1 to kBitsPixels
-  std::uint16_t bias;            // added to every sum
-  std::uint16_t* sums;           // [pixel][outputs]: written
+  std::uint16_t* different;      // [pixel][outputs]: how many activations differ from the weight in sign
+  float* used;                   // [pixel]: how many are not zero
 };
 
 constexpr int kBitsPixels = 4;
@@ -187,8 +175,10 @@ struct FinishTask {
   std::int64_t sums_stride;
   std::int64_t outputs;
   int pixels;
-  std::int32_t bias_of_sums;  // what the other layouts have added to every sum
-  float* y;                   // output channel 0 of the tile's first pixel
+  // Other layouts than rows: the true sum is factor * sum + offset[pixel]. All are integers below 2^24.
+  float factor;
+  const float* offset;
+  float* y;  // output channel 0 of the tile's first pixel
   std::int64_t y_channel, y_pixel;
   const float* scale;  // or null
   const float* bias;   // or null
@@ -196,7 +186,7 @@ struct FinishTask {
 
 // ---- the kernels ----------------------------------------------------------------------------------------
 
-enum class Layout { kRows, kTables, kBits };
+enum class Layout { kRows, kPatches, kBits };
 
 struct Kernel {
   const char* name;
@@ -205,12 +195,13 @@ struct Kernel {
   Layout layout;
   int pixels;  // of a tile
   int max_tau;
-  void (*stage_3x3)(const StageTask&);
-  void (*stage_8x1x1)(const StageTask&);
+  // Those of other layouts are null.
+  void (*stage_rows)(const StageTask&);
   void (*respond_rows)(const RespondRowsTask&);
   void (*gather_rows)(const GatherRowsTask&);
-  void (*respond_tables)(const RespondTablesTask&);
-  void (*gather_tables)(const GatherTablesTask&);
+  bool (*stage_patches)(const StagePatchesTask&);  // whether there are zeros
+  void (*code_patches)(const CodePatchesTask&);
+  void (*look_up_patches)(const LookUpTask&);
   void (*stage_bits)(const StageBitsTask&);
   void (*match_bits)(const MatchBitsTask&);
   void (*finish)(const FinishTask&);

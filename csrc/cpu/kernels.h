@@ -6,16 +6,14 @@
 namespace subbit {
 
 #define SUBBIT_ROWS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
-  void stage_3x3_##NAME(const StageTask&);            \
-  void stage_8x1x1_##NAME(const StageTask&);          \
+  void stage_##NAME(const StageTask&);                \
   void respond_##NAME(const RespondRowsTask&);        \
   void gather_##NAME(const GatherRowsTask&);          \
   void finish_##NAME(const FinishTask&);
-#define SUBBIT_TABLES(NAME, LEVEL, ACTIVATIONS, PIXELS) \
-  void stage_3x3_##NAME(const StageTask&);              \
-  void stage_8x1x1_##NAME(const StageTask&);            \
-  void respond_##NAME(const RespondTablesTask&);        \
-  void gather_##NAME(const GatherTablesTask&);          \
+#define SUBBIT_PATCHES(NAME, LEVEL, ACTIVATIONS, PIXELS) \
+  bool stage_##NAME(const StagePatchesTask&);            \
+  void code_##NAME(const CodePatchesTask&);              \
+  void look_up_##NAME(const LookUpTask&);                \
   void finish_##NAME(const FinishTask&);
 #define SUBBIT_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
   void stage_##NAME(const StageBitsTask&);            \
@@ -24,6 +22,6 @@ namespace subbit {
 #include "cpu/kernels.inc"
 #undef SUBBIT_BITS
 #undef SUBBIT_ROWS
-#undef SUBBIT_TABLES
+#undef SUBBIT_PATCHES
 
 }  // namespace subbit

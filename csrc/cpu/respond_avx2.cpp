@@ -4,10 +4,8 @@
 
 namespace subbit {
 
-void stage_3x3_float_rows_avx2(const StageTask& task) { stage_3x3<F32x8>(task); }
-void stage_3x3_binary_rows_avx2(const StageTask& task) { stage_3x3<I8x32>(task); }
-void stage_8x1x1_float_rows_avx2(const StageTask& task) { stage_8x1x1<F32x8>(task); }
-void stage_8x1x1_binary_rows_avx2(const StageTask& task) { stage_8x1x1<I8x32>(task); }
+void stage_float_rows_avx2(const StageTask& task) { stage_rows<F32x8>(task); }
+void stage_binary_rows_avx2(const StageTask& task) { stage_rows<I8x32>(task); }
 
 void respond_float_rows_avx2(const RespondRowsTask& task) { respond_rows<F32x8, 2>(task); }
 void respond_binary_rows_avx2(const RespondRowsTask& task) { respond_rows<I8x32, 1>(task); }

@@ -4,8 +4,7 @@
 
 namespace subbit {
 
-void stage_3x3_float_rows_avx512(const StageTask& task) { stage_3x3<F32x8>(task); }
-void stage_8x1x1_float_rows_avx512(const StageTask& task) { stage_8x1x1<F32x8>(task); }
+void stage_float_rows_avx512(const StageTask& task) { stage_rows<F32x8>(task); }
 
 void respond_float_rows_avx512(const RespondRowsTask& task) { respond_rows<F32x8, 2>(task); }
 

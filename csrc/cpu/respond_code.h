@@ -17,10 +17,10 @@ namespace subbit {
 
 class RespondCode {
  public:
-  // For rows of these codewords. Null where code cannot be made: at level scalar, on other processors, where the system
-  // forbids it, or where SUBBIT_JIT=0 asks for none.
+  // For these codewords, whose rows are row_bytes apart. Null where code cannot be made: at level scalar, on other
+  // processors, where the system forbids it, or where SUBBIT_JIT=0 asks for none.
   static std::unique_ptr<const RespondCode> make(Unit unit, const std::vector<Codeword>& codewords,
-                                                 const Kernel& kernel, std::int64_t row_stride);
+                                                 const Kernel& kernel, std::int64_t row_bytes);
   ~RespondCode();
   RespondCode(const RespondCode&) = delete;
   RespondCode& operator=(const RespondCode&) = delete;

@@ -11,205 +11,118 @@
 namespace subbit {
 namespace {
 
-// One line into scratch: zeros in front, elements, zeros up to the length and on to whole vectors.
-template <class V, int kStep>
-inline void load_elements(const Line& line, const StageTask& task, typename V::Element* out) {
-  for (std::int64_t i = 0; i < line.count; i += V::kLanes) {
-    const std::int64_t left = line.count - i;
-    const int n = left < V::kLanes ? static_cast<int>(left) : V::kLanes;
-    V::store_unaligned(out + i, V::template load_input<kStep>(line.x + i * kStep, n, task.binarize, task.sign_zero));
-  }
-}
-
+// `count` elements, `step` apart in the input, one behind the other. What is stored behind them is overwritten later.
 template <class V>
-inline void load_line(const Line& line, const StageTask& task, typename V::Element* out) {
-  typename V::Element* end = out + line.length;
-  for (std::int64_t i = 0; i < line.before; i += V::kLanes) V::store_unaligned(out + i, V::zero());
-  out += line.before;
-  if (line.step == 1) {
-    load_elements<V, 1>(line, task, out);
-  } else if (line.step == 2) {
-    load_elements<V, 2>(line, task, out);
-  } else {
-    for (std::int64_t i = 0; i < line.count; i += V::kLanes) {
+inline void stage_run(const StageTask& task, const float* x, std::int64_t count, typename V::Element* out) {
+  for (std::int64_t i = 0; i < count; i += V::kLanes) {
+    const int n = count - i < V::kLanes ? static_cast<int>(count - i) : V::kLanes;
+    if (task.step == 1) {
+      V::store_unaligned(out + i, V::template load_input<1>(x + i, n, task.binarize, task.sign_zero));
+    } else if (task.step == 2) {
+      V::store_unaligned(out + i, V::template load_input<2>(x + 2 * i, n, task.binarize, task.sign_zero));
+    } else {
       float gathered[V::kLanes];
-      const std::int64_t left = line.count - i;
-      const int n = left < V::kLanes ? static_cast<int>(left) : V::kLanes;
-      for (int j = 0; j < n; ++j) gathered[j] = line.x[(i + j) * line.step];
+      for (int j = 0; j < n; ++j) gathered[j] = x[(i + j) * task.step];
       V::store_unaligned(out + i, V::template load_input<1>(gathered, n, task.binarize, task.sign_zero));
     }
   }
-  for (out += line.count; out < end; out += V::kLanes) V::store_unaligned(out, V::zero());
-}
-
-// The lines of one row, copied to scratch with their padding: for any step, and for elements that are not floats.
-template <class V>
-class CopiedLines {
- public:
-  CopiedLines(const StageTask& task, std::int64_t row)
-      : scratch_(static_cast<typename V::Element*>(task.scratch)), stride_(task.scratch_stride) {
-    for (int l = 0; l < task.line_count; ++l) load_line<V>(line_of_row(task, l, row), task, scratch_ + l * stride_);
-  }
-  auto load(int l, std::int64_t at) const { return V::load_unaligned(scratch_ + l * stride_ + at); }
-
- private:
-  typename V::Element* scratch_;
-  std::int64_t stride_;
-};
-
-// The lines of one row where they are, floats `kStep` apart; masked loads give zeros for the padding.
-template <class V, int kStep>
-class LinesInPlace {
- public:
-  LinesInPlace(const StageTask& task, std::int64_t row) : task_(task) {
-    for (int l = 0; l < task.line_count; ++l) lines_[l] = line_of_row(task, l, row);
-  }
-  auto load(int l, std::int64_t at) const {
-    const Line& line = lines_[l];
-    return V::template load_window<kStep>(line.x + (at - line.before) * kStep, line.before - at,
-                                          line.before + line.count - at, task_.binarize, task_.sign_zero);
-  }
-
- private:
-  const StageTask& task_;
-  Line lines_[kMaxLines];
-};
-
-template <class V, class Lines>
-inline void stage_3x3_rows(const StageTask& task) {
-  using T = typename V::Element;
-  T* plane = static_cast<T*>(task.planes);
-  for (std::int64_t row = 0; row < task.rows; ++row, plane += task.columns) {
-    const Lines lines(task, row);
-    for (std::int64_t i = 0; i < task.columns; i += V::kLanes) {
-      const auto x0 = lines.load(task.tap_line[0], i + task.tap_shift[0]);
-      const auto x1 = lines.load(task.tap_line[1], i + task.tap_shift[1]);
-      const auto x2 = lines.load(task.tap_line[2], i + task.tap_shift[2]);
-      const auto plus = V::add(x0, x1);
-      const auto minus = V::sub(x0, x1);
-      V::store_unaligned(plane + i, V::add(plus, x2));
-      V::store_unaligned(plane + i + task.plane_stride, V::sub(plus, x2));
-      V::store_unaligned(plane + i + 2 * task.plane_stride, V::add(minus, x2));
-      V::store_unaligned(plane + i + 3 * task.plane_stride, V::sub(minus, x2));
-    }
-  }
-}
-
-template <class V, class Lines>
-inline void stage_8x1x1_rows(const StageTask& task) {
-  using T = typename V::Element;
-  T* plane = static_cast<T*>(task.planes);
-  for (std::int64_t row = 0; row < task.rows; ++row, plane += task.columns) {
-    const Lines lines(task, row);
-    for (int half = 0; half < 2; ++half) {
-      for (std::int64_t i = 0; i < task.columns; i += V::kLanes) {
-        const auto x0 = lines.load(4 * half, i), x1 = lines.load(4 * half + 1, i);
-        const auto x2 = lines.load(4 * half + 2, i), x3 = lines.load(4 * half + 3, i);
-        const auto plus = V::add(x2, x3);
-        const auto minus = V::sub(x2, x3);
-        T* out = plane + half * kPatternsOfHalf * task.plane_stride + i;
-        const auto store_four = [&](auto pair) {  // signs of (x2, x3): ++ +- -+ --
-          V::store_unaligned(out, V::add(pair, plus));
-          V::store_unaligned(out + task.plane_stride, V::add(pair, minus));
-          V::store_unaligned(out + 2 * task.plane_stride, V::sub(pair, minus));
-          V::store_unaligned(out + 3 * task.plane_stride, V::sub(pair, plus));
-          out += 4 * task.plane_stride;
-        };
-        store_four(V::add(x0, x1));
-        store_four(V::sub(x0, x1));
-      }
-    }
-  }
-}
-
-// All lines of a task have the same step.
-template <class V>
-inline void stage_3x3(const StageTask& task) {
-  if constexpr (V::kLoadsWindows) {
-    if (task.lines[0].step == 1) return stage_3x3_rows<V, LinesInPlace<V, 1>>(task);
-    if (task.lines[0].step == 2) return stage_3x3_rows<V, LinesInPlace<V, 2>>(task);
-  }
-  stage_3x3_rows<V, CopiedLines<V>>(task);
 }
 
 template <class V>
-inline void stage_8x1x1(const StageTask& task) {
-  if constexpr (V::kLoadsWindows) {
-    if (task.lines[0].step == 1) return stage_8x1x1_rows<V, LinesInPlace<V, 1>>(task);
-    if (task.lines[0].step == 2) return stage_8x1x1_rows<V, LinesInPlace<V, 2>>(task);
-  }
-  stage_8x1x1_rows<V, CopiedLines<V>>(task);
+inline void stage_zeros(typename V::Element* begin, const typename V::Element* end) {
+  for (; begin < end; begin += V::kLanes) V::store_unaligned(begin, V::zero());
 }
 
-// One run of rows (RowTerms) for kUnits units, so that its offsets are loaded once for all of them.
-template <class V, int kRowElements, int kParts, int kUnits, bool kMinus, class Vector>
-[[gnu::always_inline]] inline void respond_run(const RespondRowsTask& task, int begin, int end,
-                                               const typename V::Element* sums, const Vector (&last)[kUnits],
-                                               typename V::Element* rows) {
-  const std::int64_t row_stride = task.row_bytes / std::int64_t{sizeof(typename V::Element)};
-  constexpr int kPatterns = kParts == 3 ? kPatternsOfRow : kPatternsOfHalf;
-  constexpr int kUnitSums = 2 * (kParts - 1) * kPatterns * kRowElements;
-  for (int k = begin; k < end; ++k) {
-    const auto* first = sums + task.terms[k].first;
-    const auto* second = sums + task.terms[k].second;
-    auto* row = rows + k * row_stride;
-    for (int u = 0; u < kUnits; ++u) {
-      auto sum = V::load(first + u * kUnitSums);
-      if constexpr (kParts == 3) sum = V::add(sum, V::load(second + u * kUnitSums));
-      V::store(row + u * kRowElements, kMinus ? V::sub(sum, last[u]) : V::add(sum, last[u]));
+template <class V>
+inline void stage_rows(const StageTask& task) {
+  auto* plane = static_cast<typename V::Element*>(task.plane);
+  stage_zeros<V>(plane, plane + task.inside_begin * task.columns);
+  const bool gapless = task.step == 1 && task.count == task.columns && task.row_step == task.columns;
+  if (gapless) {
+    stage_run<V>(task, task.x, (task.inside_end - task.inside_begin) * task.columns,
+                 plane + task.inside_begin * task.columns);
+  } else {
+    for (std::int64_t row = task.inside_begin; row < task.inside_end; ++row) {
+      auto* out = plane + row * task.columns;
+      stage_zeros<V>(out, out + task.before);
+      stage_run<V>(task, task.x + (row - task.inside_begin) * task.row_step, task.count, out + task.before);
+      stage_zeros<V>(out + task.before + task.count, out + task.columns);
     }
   }
+  stage_zeros<V>(plane + task.inside_end * task.columns, plane + task.rows * task.columns);
 }
 
-template <class V, int kVectors, int kParts, int kUnits>
-inline void respond_units(const RespondRowsTask& task, std::int64_t unit) {
+// A sum with both signs, as RowTerms counts them.
+template <class V, int kRowElements, class Vector>
+inline void store_signed(typename V::Element* out, Vector sum) {
+  V::store(out, sum);
+  V::store(out + kRowElements, V::negate(sum));
+}
+
+template <class V, int kRowElements>
+inline void sums_3x3(const RespondRowsTask& task, std::int64_t unit, int lane, typename V::Element* sums) {
   using T = typename V::Element;
-  const std::int64_t plane_stride = task.plane_bytes / std::int64_t{sizeof(T)};
-  const std::int64_t unit_stride = task.unit_bytes / std::int64_t{sizeof(T)};
-  constexpr int kRowElements = V::kLanes * kVectors;
-  constexpr int kPatterns = kParts == 3 ? kPatternsOfRow : kPatternsOfHalf;
-  alignas(64) T sums[kUnits * 2 * (kParts - 1) * kPatterns * kRowElements];
-  T* out = sums;
-  for (int u = 0; u < kUnits; ++u) {
-    for (int i = 0; i + 1 < kParts; ++i) {
-      const T* plane = static_cast<const T*>(task.part[i]) + (unit + u) * unit_stride;
-      for (int q = 0; q < kPatterns; ++q, out += 2 * kRowElements, plane += plane_stride) {
-        for (int lane = 0; lane < kRowElements; lane += V::kLanes) {
-          const auto sum = V::load_unaligned(plane + lane);
-          V::store(out + lane, sum);
-          V::store(out + kRowElements + lane, V::negate(sum));
-        }
-      }
-    }
-  }
-  for (int lane = 0; lane < kRowElements; lane += V::kLanes) {
-    T* rows = static_cast<T*>(task.rows) + unit * kRowElements + lane;
-    int begin = 0;
-    for (int pattern = 0; pattern < kPatterns; ++pattern) {
-      const T* plane = static_cast<const T*>(task.part[kParts - 1]) + pattern * plane_stride + lane;
-      decltype(V::zero()) last[kUnits];
-      for (int u = 0; u < kUnits; ++u) last[u] = V::load_unaligned(plane + (unit + u) * unit_stride);
-      const int middle = task.run_end[2 * pattern], end = task.run_end[2 * pattern + 1];
-      respond_run<V, kRowElements, kParts, kUnits, false>(task, begin, middle, sums + lane, last, rows);
-      respond_run<V, kRowElements, kParts, kUnits, true>(task, middle, end, sums + lane, last, rows);
-      begin = end;
-    }
+  const auto at = [&](const void* p, std::int64_t bytes) {
+    return V::load_unaligned(reinterpret_cast<const T*>(static_cast<const char*>(p) + bytes) + lane);
+  };
+  for (int r = 0; r < 3; ++r) {
+    const std::int64_t start = unit * task.unit_bytes;
+    const auto x0 = V::bit_and(at(task.row[r], start + task.first_tap), at(task.first_mask, 0));
+    const auto x1 = at(task.row[r], start);
+    const auto x2 = V::bit_and(at(task.row[r], start + task.last_tap), at(task.last_mask, 0));
+    const auto plus = V::add(x0, x1), minus = V::sub(x0, x1);
+    T* out = sums + 2 * r * kPatternsOfRow * kRowElements + lane;
+    store_signed<V, kRowElements>(out, V::add(plus, x2));
+    store_signed<V, kRowElements>(out + 2 * kRowElements, V::sub(plus, x2));
+    store_signed<V, kRowElements>(out + 4 * kRowElements, V::add(minus, x2));
+    store_signed<V, kRowElements>(out + 6 * kRowElements, V::sub(minus, x2));
   }
 }
 
-template <class V, int kVectors, int kParts>
-inline void respond_parts(const RespondRowsTask& task) {
-  std::int64_t unit = 0;
-  for (; unit + 4 <= task.units; unit += 4) respond_units<V, kVectors, kParts, 4>(task, unit);
-  for (; unit < task.units; ++unit) respond_units<V, kVectors, kParts, 1>(task, unit);
+// (x0 +- x1) +- (x2 +- x3). The sign in the middle is that of x2, so the one inside the second pair is minus where
+// the signs of x2 and x3 differ.
+template <class V, int kRowElements>
+inline void sums_8x1x1(const RespondRowsTask& task, std::int64_t unit, int lane, typename V::Element* sums) {
+  using T = typename V::Element;
+  const auto channel = [&](int c) {
+    const auto* p = static_cast<const char*>(task.channels) + unit * task.unit_bytes + c * task.channel_bytes;
+    return V::load_unaligned(reinterpret_cast<const T*>(p) + lane);
+  };
+  for (int half = 0; half < 2; ++half) {
+    const auto x0 = channel(4 * half), x1 = channel(4 * half + 1);
+    const auto x2 = channel(4 * half + 2), x3 = channel(4 * half + 3);
+    const auto plus = V::add(x2, x3), minus = V::sub(x2, x3);
+    T* out = sums + 2 * half * kPatternsOfHalf * kRowElements + lane;
+    for (int minus1 = 0; minus1 < 2; ++minus1, out += 8 * kRowElements) {
+      const auto pair = minus1 ? V::sub(x0, x1) : V::add(x0, x1);
+      store_signed<V, kRowElements>(out, V::add(pair, plus));
+      store_signed<V, kRowElements>(out + 2 * kRowElements, V::add(pair, minus));
+      store_signed<V, kRowElements>(out + 4 * kRowElements, V::sub(pair, minus));
+      store_signed<V, kRowElements>(out + 6 * kRowElements, V::sub(pair, plus));
+    }
+  }
 }
 
 template <class V, int kVectors>
 inline void respond_rows(const RespondRowsTask& task) {
-  if (task.unit == Unit::k3x3) {
-    respond_parts<V, kVectors, 3>(task);
-  } else {
-    respond_parts<V, kVectors, 2>(task);
+  using T = typename V::Element;
+  constexpr int kRowElements = V::kLanes * kVectors;
+  T* sums = static_cast<T*>(task.scratch);
+  for (std::int64_t unit = 0; unit < task.units; ++unit) {
+    for (int lane = 0; lane < kRowElements; lane += V::kLanes) {
+      if (task.unit == Unit::k3x3) {
+        sums_3x3<V, kRowElements>(task, unit, lane, sums);
+      } else {
+        sums_8x1x1<V, kRowElements>(task, unit, lane, sums);
+      }
+      char* row = static_cast<char*>(task.rows) + (unit * kRowElements + lane) * std::int64_t{sizeof(T)};
+      for (std::int64_t k = 0; k < task.codewords; ++k, row += task.row_bytes) {
+        const RowTerms& terms = task.terms[k];
+        auto sum = V::add(V::load(sums + terms.part[0] + lane), V::load(sums + terms.part[1] + lane));
+        if (task.unit == Unit::k3x3) sum = V::add(sum, V::load(sums + terms.part[2] + lane));
+        V::store(reinterpret_cast<T*>(row), sum);
+      }
+    }
   }
 }
 

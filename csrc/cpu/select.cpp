@@ -10,40 +10,30 @@
 namespace subbit {
 namespace {
 
-constexpr int kMaxTauOfTables = 6;  // 64 codewords fill a 512-bit register
+constexpr int kMaxTauOfPatches = 6;  // 64 codewords fill a 512-bit register
 
 constexpr Kernel kKernels[] = {
-#define SUBBIT_ROWS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
-  {#NAME,                                             \
-   Level::LEVEL,                                      \
-   Activations::ACTIVATIONS,                          \
-   Layout::kRows,                                     \
-   PIXELS,                                            \
-   kMaxTau,                                           \
-   stage_3x3_##NAME,                                  \
-   stage_8x1x1_##NAME,                                \
-   respond_##NAME,                                    \
-   gather_##NAME,                                     \
-   nullptr,                                           \
-   nullptr,                                           \
-   nullptr,                                           \
-   nullptr,                                           \
-   finish_##NAME},
-#define SUBBIT_TABLES(NAME, LEVEL, ACTIVATIONS, PIXELS) \
-  {#NAME,                                               \
-   Level::LEVEL,                                        \
-   Activations::ACTIVATIONS,                            \
-   Layout::kTables,                                     \
-   PIXELS,                                              \
-   kMaxTauOfTables,                                     \
-   stage_3x3_##NAME,                                    \
-   stage_8x1x1_##NAME,                                  \
-   nullptr,                                             \
-   nullptr,                                             \
-   respond_##NAME,                                      \
-   gather_##NAME,                                       \
-   nullptr,                                             \
-   nullptr,                                             \
+#define SUBBIT_ROWS(NAME, LEVEL, ACTIVATIONS, PIXELS)       \
+  {#NAME,         Level::LEVEL,   Activations::ACTIVATIONS, \
+   Layout::kRows, PIXELS,         kMaxTau,                  \
+   stage_##NAME,  respond_##NAME, gather_##NAME,            \
+   nullptr,       nullptr,        nullptr,                  \
+   nullptr,       nullptr,        finish_##NAME},
+#define SUBBIT_PATCHES(NAME, LEVEL, ACTIVATIONS, PIXELS) \
+  {#NAME,                                                \
+   Level::LEVEL,                                         \
+   Activations::ACTIVATIONS,                             \
+   Layout::kPatches,                                     \
+   PIXELS,                                               \
+   kMaxTauOfPatches,                                     \
+   nullptr,                                              \
+   nullptr,                                              \
+   nullptr,                                              \
+   stage_##NAME,                                         \
+   code_##NAME,                                          \
+   look_up_##NAME,                                       \
+   nullptr,                                              \
+   nullptr,                                              \
    finish_##NAME},
 #define SUBBIT_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS)     \
   {#NAME,         Level::LEVEL, Activations::ACTIVATIONS, \
@@ -53,7 +43,7 @@ constexpr Kernel kKernels[] = {
    stage_##NAME,  match_##NAME, finish_##NAME},
 #include "cpu/kernels.inc"
 #undef SUBBIT_ROWS
-#undef SUBBIT_TABLES
+#undef SUBBIT_PATCHES
 #undef SUBBIT_BITS
 };
 
@@ -79,23 +69,9 @@ const Kernel& best(const Problem& problem, Activations activations, Level level)
   throw std::logic_error("kernels.inc has no scalar kernel for this problem");
 }
 
-// Whole groups of byte sums (14 units, or as many as fill registers), while eight pixels' tables stay in L1.
-int units_per_table_block(int slot) {
-  switch (slot) {
-    case 64:
-      return 14;
-    case 32:
-      return 28;
-    case 16:
-      return 48;
-    default:
-      return 64;
-  }
-}
-
 }  // namespace
 
-int table_slot(int codewords) { return std::max(8, 1 << tau_of(codewords)); }
+int patch_slot(int codewords) { return std::max(8, 1 << tau_of(codewords)); }
 
 Plan select(const Problem& problem, Level level) {
   const bool binary =
@@ -103,10 +79,8 @@ Plan select(const Problem& problem, Level level) {
   Plan plan;
   plan.kernel = &best(problem, binary ? Activations::kBinary : Activations::kFloat, level);
   plan.binarize = problem.activations == Activations::kBinary && !binary;
-  if (plan.kernel->layout == Layout::kBits) {
+  if (plan.kernel->layout != Layout::kRows) {
     plan.units_per_block = static_cast<int>(problem.units);
-  } else if (plan.kernel->layout == Layout::kTables) {
-    plan.units_per_block = units_per_table_block(table_slot(problem.codewords));
   } else {
     const int row_bytes = plan.kernel->pixels * (binary ? 1 : 4);
     const int most = binary ? kBinaryUnitsPerBlock : 32;

@@ -29,8 +29,8 @@ constexpr int kBinaryUnitsPerBlock = 14;
 static_assert(kBinaryUnitsPerBlock * unit_taps(Unit::k3x3) <= 127, "byte sums must not overflow");
 constexpr std::int64_t kBinaryTaps = 32767;
 
-// The bytes that one unit takes in a register of tables: a power of two, at least 8.
-int table_slot(int codewords);
+// The bytes of a row of responses in the patches layout: a power of two, at least 8.
+int patch_slot(int codewords);
 
 Plan select(const Problem& problem, Level level);
 

@@ -8,21 +8,14 @@
 namespace subbit {
 namespace {
 
-// What a strip's sums may take of the second-level cache.
-constexpr std::int64_t kSumsBytes = 256 * 1024;
-constexpr std::int64_t kMaxStripPixels = 1024;
+// What a strip's sums (rows, bits) or staged input (patches) may take of the second-level cache.
+constexpr std::int64_t kStripBytes = 256 * 1024;
+constexpr std::int64_t kMostStripPixels = 1024;
+constexpr std::int64_t kMostPatchPixels = 4096;  // one bit each
 constexpr std::int64_t kLine = 64;
 
-int planes_per_phase(Layout layout, Unit unit) {
-  if (layout == Layout::kRows) return unit == Unit::k3x3 ? kPatternsOfRow : 2 * kPatternsOfHalf;
-  return unit == Unit::k3x3 ? 1 : kCodeParts;
-}
-
 // Whole cache lines, and an odd number of them, so that planes do not fall on the same cache sets.
-std::int64_t plane_bytes(std::int64_t bytes) {
-  const std::int64_t lines = ceil_div(bytes + kStageSlack, kLine);
-  return (lines | 1) * kLine;
-}
+std::int64_t odd_lines(std::int64_t bytes) { return (ceil_div(bytes, kLine) | 1) * kLine; }
 
 // Hands out consecutive pieces of a scratch buffer.
 class Layouter {
@@ -38,24 +31,32 @@ class Layouter {
   std::int64_t used_ = 0;
 };
 
+std::int64_t pixels_of_strip(const Kernel& kernel, const Problem& problem, std::int64_t outputs) {
+  switch (kernel.layout) {
+    case Layout::kRows:
+      return std::min(kStripBytes / (outputs * (kernel.activations == Activations::kBinary ? 2 : 4)), kMostStripPixels);
+    case Layout::kPatches:  // two bits for each channel
+      return std::min(4 * kStripBytes / (problem.units * unit_channels(problem.unit)), kMostPatchPixels);
+    case Layout::kBits:
+      return std::min(kStripBytes / (outputs * 2), kMostStripPixels);
+  }
+  return 0;
+}
+
 }  // namespace
 
 StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem& problem) {
   const Kernel& kernel = *plan.kernel;
-  const bool bytes = kernel.activations == Activations::kBinary;
-  const std::int64_t element = bytes ? 1 : sizeof(float);
-  const std::int64_t sum = bytes ? sizeof(std::int16_t) : sizeof(float);
-  const int taps = kernel_size(params.unit);
+  const bool is_binary = kernel.activations == Activations::kBinary;
 
   StripPlan s{};
-  s.rows = phases(taps, params.stride_h, params.dilation_h);
-  s.columns = phases(taps, params.stride_w, params.dilation_w);
+  s.planes = plan_planes(params);
   s.out_pixels = params.out_height * params.out_width;
   s.outputs = padded_outputs(kernel, params.out_channels / params.groups);
 
   const std::int64_t tiles = ceil_div(s.out_pixels, kernel.pixels);
-  const std::int64_t strip_pixels = std::min(kSumsBytes / (s.outputs * sum), kMaxStripPixels);
-  const std::int64_t most_tiles = std::max<std::int64_t>(1, strip_pixels / kernel.pixels);
+  const std::int64_t most_tiles =
+      std::max<std::int64_t>(1, pixels_of_strip(kernel, problem, s.outputs) / kernel.pixels);
   s.strips = ceil_div(tiles, most_tiles);
   if (params.batch * params.groups % params.threads != 0) {
     s.strips = std::min(tiles, round_up(s.strips, params.threads));
@@ -66,38 +67,42 @@ StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem&
   // A strip of p pixels touches at most this many output rows, each out_width wide (or is part of one row).
   const std::int64_t pixels = s.tiles_per_strip * kernel.pixels;
   const std::int64_t rows = std::min(params.out_height, (pixels + params.out_width - 2) / params.out_width + 1);
-  const std::int64_t columns = rows == 1 ? std::min(pixels, params.out_width) : params.out_width;
-  const std::int64_t row_shift = *std::max_element(s.rows.max_shift, s.rows.max_shift + s.rows.count);
-  const std::int64_t column_shift = *std::max_element(s.columns.max_shift, s.columns.max_shift + s.columns.count);
-
-  const std::int64_t plane = plane_bytes(((rows + row_shift) * columns + kernel.pixels) * element);
-  s.planes_per_phase = planes_per_phase(kernel.layout, params.unit);
-  s.plane_stride = plane / element;
-  s.unit_stride = s.plane_stride * s.planes_per_phase * s.rows.count;
-
-  const std::int64_t line = plane_bytes((columns + column_shift) * element);
-  s.line_stride = line / element;
-
-  s.region_rows = (rows - 1) * params.stride_h + (taps - 1) * params.dilation_h + 1;
-  s.region_columns = (columns - 1) * params.stride_w + (taps - 1) * params.dilation_w + 1;
+  const bool is_part_of_row = rows == 1 && !s.planes.shared;
+  const std::int64_t columns = is_part_of_row ? std::min(pixels, params.out_width) : params.out_width;
+  const Phases& phases = s.planes.rows;
+  const std::int64_t row_shift = *std::max_element(phases.max_shift, phases.max_shift + phases.count);
+  const std::int64_t plane_elements = checked_product({rows + row_shift, columns}, "scratch memory") + kernel.pixels;
 
   Layouter scratch;
-  s.sums_at = scratch.take(checked_product({pixels, s.outputs, sum}, "scratch memory"));
-  if (kernel.layout == Layout::kBits) {
-    const std::int64_t words = ceil_div(problem.units * unit_channels(params.unit), 64);
-    s.planes_at = scratch.take(checked_product({s.region_rows, s.region_columns, words, 16}, "scratch memory"));
-    s.scratch_bytes = scratch.used();
-    return s;
-  }
-  const std::int64_t block = std::min<std::int64_t>(plan.units_per_block, problem.units);
-  s.lines_at = scratch.take(line * kMaxLines);
-  s.planes_at = scratch.take(checked_product({block, s.unit_stride, element}, "scratch memory"));
   if (kernel.layout == Layout::kRows) {
+    const std::int64_t element = is_binary ? 1 : sizeof(float), sum = is_binary ? 2 : sizeof(float);
+    const std::int64_t block = std::min<std::int64_t>(plan.units_per_block, problem.units);
+    s.plane_stride = odd_lines(plane_elements * element + kPlaneSlack) / element;
+    s.unit_stride = s.plane_stride * s.planes.planes;
     s.row_bytes = block * kernel.pixels * element;
+    s.mask_bytes = round_up(pixels * element, kLine);
+    s.sums_at = scratch.take(checked_product({pixels, s.outputs, sum}, "scratch memory"));
+    scratch.take(kPlaneSlack);
+    s.planes_at = scratch.take(checked_product({block, s.unit_stride, element}, "scratch memory"));
     s.responses_at = scratch.take(s.row_bytes * problem.codewords);
+    s.masks_at = scratch.take(2 * s.mask_bytes);
+    s.work_at = scratch.take(kRespondScratch);
+  } else if (kernel.layout == Layout::kPatches) {
+    s.plane_stride = 2 + ceil_div(plane_elements + kChunk, 64);
+    s.unit_stride = s.plane_stride * s.planes.planes;
+    s.planes_at = scratch.take(checked_product({2, problem.units, s.unit_stride, 8}, "scratch memory"));
+    s.responses_at = scratch.take(checked_product({kChunk, problem.units, 2}, "scratch memory"));  // codes
+    s.sums_at = scratch.take(checked_product({kChunk, s.outputs, 2}, "scratch memory"));
+    s.work_at = scratch.take(kChunk * std::int64_t{sizeof(float)});
   } else {
-    s.table_stride = round_up(block * table_slot(problem.codewords), 64);
-    s.responses_at = scratch.take(s.table_stride * kernel.pixels);
+    const int taps = kernel_size(params.unit);
+    s.region_rows = (rows - 1) * params.stride_h + (taps - 1) * params.dilation_h + 1;
+    const std::int64_t region = rows == 1 ? std::min(pixels, params.out_width) : params.out_width;
+    s.region_columns = (region - 1) * params.stride_w + (taps - 1) * params.dilation_w + 1;
+    const std::int64_t words = ceil_div(problem.units * unit_channels(params.unit), 64);
+    s.sums_at = scratch.take(checked_product({pixels, s.outputs, 2}, "scratch memory"));
+    s.planes_at = scratch.take(checked_product({s.region_rows, s.region_columns, words, 16}, "scratch memory"));
+    s.work_at = scratch.take(pixels * std::int64_t{sizeof(float)});
   }
   s.scratch_bytes = scratch.used();
   return s;

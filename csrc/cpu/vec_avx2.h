@@ -13,27 +13,20 @@ inline __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-// A mask of lanes [begin, end) of eight.
-inline __m256i window(std::int64_t begin, std::int64_t end) {
-  const auto clamp = [](std::int64_t v) { return v < 0 ? 0 : v > 8 ? 8 : static_cast<int>(v); };
-  return _mm256_andnot_si256(first_lanes(clamp(begin)), first_lanes(clamp(end)));
-}
-
-// Lanes [begin, end) of eight floats `kStep` apart, 1 or 2; the others are not read and are 0.
+// The first n of eight floats `kStep` apart, 1 or 2; the others are not read and are 0.
 template <int kStep>
-inline __m256 load_floats(const float* p, std::int64_t begin, std::int64_t end) {
-  const bool all = begin <= 0 && end >= 8;
+inline __m256 load_floats(const float* p, int n) {
   if constexpr (kStep == 1) {
-    return all ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, window(begin, end));
+    return n >= 8 ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, first_lanes(n));
   } else {
     static_assert(kStep == 2);
-    __m256 even;  // the wanted floats, four of p[0..7] and four of p[8..14] in each half by turns
-    if (all) {
+    __m256 even;  // four of p[0..7] and four of p[8..14], by turns in each half
+    if (n >= 8) {
       even = _mm256_shuffle_ps(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 7), _MM_SHUFFLE(3, 1, 2, 0));
     } else {
-      const std::int64_t first = 2 * begin, last = 2 * end - 1;
-      even = _mm256_shuffle_ps(_mm256_maskload_ps(p, window(first, last)),
-                               _mm256_maskload_ps(p + 8, window(first - 8, last - 8)), _MM_SHUFFLE(2, 0, 2, 0));
+      const int reach = 2 * n - 1;  // of the last one
+      even = _mm256_shuffle_ps(_mm256_maskload_ps(p, first_lanes(reach)),
+                               _mm256_maskload_ps(p + 8, first_lanes(reach - 8)), _MM_SHUFFLE(2, 0, 2, 0));
     }
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(even), _MM_SHUFFLE(3, 1, 2, 0)));
   }
@@ -61,19 +54,14 @@ struct F32x8 {
   static __m256 add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
   static __m256 sub(__m256 a, __m256 b) { return _mm256_sub_ps(a, b); }
   static __m256 mul(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
+  static __m256 bit_and(__m256 a, __m256 b) { return _mm256_and_ps(a, b); }
   static __m256 negate(__m256 a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
 
-  // Lanes [begin, end) of inputs `kStep` apart; the others are not read and are 0, which has no sign either.
-  static constexpr bool kLoadsWindows = true;
-  template <int kStep>
-  static __m256 load_window(const float* p, std::int64_t begin, std::int64_t end, bool binarize, bool sign_zero) {
-    const __m256 x = load_floats<kStep>(p, begin, end);
-    if (!binarize) return x;
-    return _mm256_cvtepi32_ps(_mm256_and_si256(sign_of(x, sign_zero), window(begin, end)));
-  }
+  // The first n of inputs `kStep` apart, or their signs; the others are not read and are 0.
   template <int kStep>
   static __m256 load_input(const float* p, int n, bool binarize, bool sign_zero) {
-    return load_window<kStep>(p, 0, n, binarize, sign_zero);
+    const __m256 x = load_floats<kStep>(p, n);
+    return binarize ? _mm256_cvtepi32_ps(sign_of(x, sign_zero)) : x;
   }
   static __m256 load_sums(const float* p) { return _mm256_load_ps(p); }
   static __m256 load_sums(const std::int16_t* p) {
@@ -99,7 +87,6 @@ struct I8x32 {
   using Element = std::int8_t;
   using Sum = std::int16_t;
   static constexpr int kLanes = 32;
-  static constexpr bool kLoadsWindows = false;
 
   static __m256i load(const std::int8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
   static __m256i load_unaligned(const std::int8_t* p) {
@@ -110,13 +97,13 @@ struct I8x32 {
   static void store_unaligned(std::int8_t* p, __m256i x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
   static __m256i add(__m256i a, __m256i b) { return _mm256_add_epi8(a, b); }
   static __m256i sub(__m256i a, __m256i b) { return _mm256_sub_epi8(a, b); }
+  static __m256i bit_and(__m256i a, __m256i b) { return _mm256_and_si256(a, b); }
   static __m256i negate(__m256i a) { return _mm256_sub_epi8(_mm256_setzero_si256(), a); }
 
   template <int kStep>
   static __m256i load_input(const float* p, int n, bool /*binarize*/, bool sign_zero) {
     const auto eight = [&](int first) {
-      return n > first ? sign_of(load_floats<kStep>(p + kStep * first, 0, n - first), sign_zero)
-                       : _mm256_setzero_si256();
+      return n > first ? sign_of(load_floats<kStep>(p + kStep * first, n - first), sign_zero) : _mm256_setzero_si256();
     };
     const __m256i low = _mm256_packs_epi32(eight(0), eight(8));
     const __m256i high = _mm256_packs_epi32(eight(16), eight(24));

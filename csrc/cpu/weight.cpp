@@ -14,40 +14,23 @@ namespace {
 
 constexpr int kOutputsPerVector = 64;
 
-// Sorts the codewords into runs. Returns the row of each codeword.
-std::vector<int> sort_into_runs(const DecodedWeight& weight, int pixels, RowsForm& form) {
-  const int codewords = static_cast<int>(weight.codebook.size());
-  const int parts = weight.unit == Unit::k3x3 ? 3 : 2;
-  const int patterns = weight.unit == Unit::k3x3 ? kPatternsOfRow : kPatternsOfHalf;
-  const auto part = [&](int k, int i) { return part_of(weight.codebook[k], weight.unit, i); };
-  const auto run_of = [&](int k) { return 2 * part(k, parts - 1).pattern + part(k, parts - 1).minus; };
-  std::vector<int> order(codewords);
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return run_of(a) < run_of(b); });
-
-  std::vector<int> row_of(codewords);
-  for (int row = 0; row < codewords; ++row) {
-    const int k = order[row];
-    row_of[k] = row;
-    const auto offset = [&](int i) {
-      const SignedPattern p = part(k, i);
-      return static_cast<std::uint16_t>((2 * (i * patterns + p.pattern) + p.minus) * pixels);
-    };
-    form.terms.push_back({offset(0), offset(1)});
-    for (int run = run_of(k); run < kMaxRuns; ++run) form.run_end[run] = static_cast<std::uint16_t>(row + 1);
+// Where the signed sums of a codeword's parts are.
+RowTerms terms_of(Codeword codeword, Unit unit, int pixels) {
+  const int patterns = unit == Unit::k3x3 ? kPatternsOfRow : kPatternsOfHalf;
+  RowTerms terms{};
+  for (int i = 0; i < (unit == Unit::k3x3 ? 3 : 2); ++i) {
+    const SignedPattern part = part_of(codeword, unit, i);
+    terms.part[i] = static_cast<std::uint16_t>((2 * (i * patterns + part.pattern) + part.minus) * pixels);
   }
-  return row_of;
+  return terms;
 }
 
 RowsForm make_rows_form(const DecodedWeight& weight, const Plan& plan, std::int64_t groups) {
   RowsForm form;
-  const std::vector<int> row_of = sort_into_runs(weight, plan.kernel->pixels, form);
-
+  for (const Codeword k : weight.codebook) form.terms.push_back(terms_of(k, weight.unit, plan.kernel->pixels));
   const int row_bytes = plan.kernel->pixels * (plan.kernel->activations == Activations::kBinary ? 1 : 4);
   const std::int64_t block = std::min<std::int64_t>(plan.units_per_block, weight.units);
-  std::vector<Codeword> codewords(row_of.size());
-  for (std::size_t k = 0; k < row_of.size(); ++k) codewords[row_of[k]] = weight.codebook[k];
-  form.respond = RespondCode::make(weight.unit, codewords, *plan.kernel, block * row_bytes);
+  form.respond = RespondCode::make(weight.unit, weight.codebook, *plan.kernel, block * row_bytes);
   const std::int64_t outputs = weight.out_channels / groups;
   const std::int64_t padded = padded_outputs(*plan.kernel, outputs);
   form.offsets.resize(checked_product({groups, padded, weight.units}, "prepared weight"), 0);
@@ -60,7 +43,7 @@ RowsForm make_rows_form(const DecodedWeight& weight, const Plan& plan, std::int6
           for (int i = 0; i < kOutputsPerStep; ++i, ++out) {
             if (o + i >= outputs) continue;
             const int k = weight.indices[(group * outputs + o + i) * weight.units + first + u];
-            *out = static_cast<std::uint16_t>((row_of[k] * block + u) * row_bytes);
+            *out = static_cast<std::uint16_t>((k * block + u) * row_bytes);
           }
         }
       }
@@ -69,47 +52,33 @@ RowsForm make_rows_form(const DecodedWeight& weight, const Plan& plan, std::int6
   return form;
 }
 
-TablesForm make_tables_form(const DecodedWeight& weight, const Plan& plan, std::int64_t groups) {
-  TablesForm form;
-  form.slot = table_slot(static_cast<int>(weight.codebook.size()));
+PatchesForm make_patches_form(const DecodedWeight& weight, std::int64_t groups) {
+  PatchesForm form;
+  form.slot = patch_slot(static_cast<int>(weight.codebook.size()));
   const int taps = unit_taps(weight.unit);
-  form.responses = AlignedBuffer(static_cast<std::size_t>(kCodeParts) * kCodes * form.slot);
-  for (int part = 0; part < kCodeParts; ++part) {
-    for (int code = 0; code < kCodes; ++code) {
+  const std::vector<std::uint16_t> places = PatchMap::places(weight.unit);
+  form.responses = AlignedBuffer((places.size() << taps) * static_cast<std::size_t>(form.slot));
+  std::byte* row = form.responses.data();
+  for (const std::uint16_t inside : places) {
+    for (int patch = 0; patch < 1 << taps; ++patch, row += form.slot) {
       for (std::size_t k = 0; k < weight.codebook.size(); ++k) {
-        int response = 0, digits = code;
-        for (int tap = part * kTapsOfCode; tap < std::min(taps, (part + 1) * kTapsOfCode); ++tap, digits /= 3) {
-          const int value = digits % 3 - 1;
-          response += 1 + (weight.codebook[k] >> tap & 1 ? value : -value);  // 1: the bias
-        }
-        form.responses.data()[(part * kCodes + code) * form.slot + k] = static_cast<std::byte>(response);
+        row[k] = static_cast<std::byte>(__builtin_popcount(inside & ~(patch ^ weight.codebook[k])));
       }
     }
   }
 
-  const int slots = 64 / form.slot;
   const std::int64_t outputs = weight.out_channels / groups;
-  const std::int64_t padded = padded_outputs(*plan.kernel, outputs);
-  std::int64_t units_in_registers = 0;
-  for (std::int64_t first = 0; first < weight.units; first += plan.units_per_block) {
-    units_in_registers += round_up(std::min<std::int64_t>(plan.units_per_block, weight.units - first), slots);
-  }
-  form.positions = AlignedBuffer(checked_product({groups, padded, units_in_registers}, "prepared weight"));
+  const std::int64_t padded = round_up(outputs, kOutputsPerVector);
+  form.positions = AlignedBuffer(checked_product({groups, padded, weight.units}, "prepared weight"));
   std::byte* out = form.positions.data();
   for (std::int64_t group = 0; group < groups; ++group) {
-    for (std::int64_t first = 0; first < weight.units; first += plan.units_per_block) {
-      const std::int64_t units = std::min<std::int64_t>(plan.units_per_block, weight.units - first);
-      for (std::int64_t o = 0; o < padded; o += kOutputsPerVector) {
-        for (std::int64_t u = 0; u < round_up(units, slots); ++u) {
-          for (int lane = 0; lane < kOutputsPerVector; ++lane, ++out) {
-            // Even bytes are widened to channels 0..31, odd bytes to 32..63 (gather_avx512vbmi.cpp).
-            const std::int64_t channel = o + lane / 2 + (lane % 2) * 32;
-            int position = static_cast<int>(u % slots) * form.slot;
-            if (u < units && channel < outputs) {
-              position += weight.indices[(group * outputs + channel) * weight.units + first + u];
-            }
-            *out = static_cast<std::byte>(position);
-          }
+    for (std::int64_t o = 0; o < padded; o += kOutputsPerVector) {
+      for (std::int64_t u = 0; u < weight.units; ++u) {
+        for (int lane = 0; lane < kOutputsPerVector; ++lane, ++out) {
+          // Even bytes are widened to channels 0..31, odd bytes to 32..63 (patches_avx512vbmi.cpp).
+          const std::int64_t channel = o + lane / 2 + (lane % 2) * 32;
+          if (channel >= outputs) continue;
+          *out = static_cast<std::byte>(weight.indices[(group * outputs + channel) * weight.units + u]);
         }
       }
     }
@@ -162,7 +131,7 @@ std::int64_t padded_outputs(const Kernel& kernel, std::int64_t outputs) {
   switch (kernel.layout) {
     case Layout::kRows:
       return round_up(outputs, kOutputsPerStep);
-    case Layout::kTables:
+    case Layout::kPatches:
       return round_up(outputs, kOutputsPerVector);
     case Layout::kBits:
       return round_up(outputs, kOutputsPerMatch);
@@ -174,12 +143,22 @@ const RowsForm& Weight::rows_form(const Plan& plan, std::int64_t groups) const {
   return find_or_make(rows_, {plan.kernel, groups}, [&] { return make_rows_form(decoded_, plan, groups); });
 }
 
-const TablesForm& Weight::tables_form(const Plan& plan, std::int64_t groups) const {
-  return find_or_make(tables_, {plan.kernel, groups}, [&] { return make_tables_form(decoded_, plan, groups); });
+const PatchesForm& Weight::patches_form(const Plan& plan, std::int64_t groups) const {
+  return find_or_make(patches_, {plan.kernel, groups}, [&] { return make_patches_form(decoded_, groups); });
 }
 
 const BitsForm& Weight::bits_form(const Plan& plan, std::int64_t groups) const {
   return find_or_make(bits_, {plan.kernel, groups}, [&] { return make_bits_form(decoded_, plan, groups); });
+}
+
+std::shared_ptr<const PatchMap> Weight::patch_map(const ConvParams& params, int code_unit) const {
+  constexpr std::size_t kMostSizes = 8;
+  const PatchMapKey key = patch_map_key(params);
+  const std::lock_guard<std::mutex> lock(forms_mutex);
+  const auto found = patch_maps_.find(key);
+  if (found != patch_maps_.end()) return found->second;
+  if (patch_maps_.size() >= kMostSizes) patch_maps_.clear();
+  return patch_maps_[key] = std::make_shared<const PatchMap>(params, code_unit);
 }
 
 }  // namespace subbit

@@ -9,6 +9,7 @@
 
 #include "core/packed.h"
 #include "cpu/aligned.h"
+#include "cpu/patch_map.h"
 #include "cpu/respond_code.h"
 #include "cpu/select.h"
 
@@ -16,17 +17,16 @@ namespace subbit {
 
 // The rows layout's form: an offset is the row of a unit's codeword in a block of responses.
 struct RowsForm {
-  std::unique_ptr<const RespondCode> respond;  // or null: the kernel's own step reads terms and run_end
-  std::vector<RowTerms> terms;                 // of each row
-  std::uint16_t run_end[kMaxRuns] = {};
-  std::vector<std::uint16_t> offsets;  // [group][block][outputs / kOutputsPerStep][units][kOutputsPerStep]
+  std::unique_ptr<const RespondCode> respond;  // or null: the kernel's own step reads terms
+  std::vector<RowTerms> terms;                 // of each codeword
+  std::vector<std::uint16_t> offsets;          // [group][block][outputs / kOutputsPerStep][units][kOutputsPerStep]
 };
 
-// The tables layout's form.
-struct TablesForm {
+// The patches layout's form.
+struct PatchesForm {
   int slot = 0;
-  AlignedBuffer responses;  // [part][code][slot]
-  AlignedBuffer positions;  // [group][block][outputs / 64][units, in whole registers][64]
+  AlignedBuffer responses;  // [place of PatchMap][number of a patch][slot]
+  AlignedBuffer positions;  // [group][outputs / 64][unit][64]
 };
 
 // The bits layout's form: the decoded weight.
@@ -43,8 +43,10 @@ class Weight {
 
   // Safe to call from any number of threads. The reference stays valid as long as the weight.
   const RowsForm& rows_form(const Plan& plan, std::int64_t groups) const;
-  const TablesForm& tables_form(const Plan& plan, std::int64_t groups) const;
+  const PatchesForm& patches_form(const Plan& plan, std::int64_t groups) const;
   const BitsForm& bits_form(const Plan& plan, std::int64_t groups) const;
+  // Of the last few sizes that the weight was used with.
+  std::shared_ptr<const PatchMap> patch_map(const ConvParams& params, int code_unit) const;
 
  private:
   using Key = std::pair<const Kernel*, std::int64_t>;
@@ -53,8 +55,9 @@ class Weight {
 
   DecodedWeight decoded_;
   mutable Forms<RowsForm> rows_;
-  mutable Forms<TablesForm> tables_;
+  mutable Forms<PatchesForm> patches_;
   mutable Forms<BitsForm> bits_;
+  mutable std::map<PatchMapKey, std::shared_ptr<const PatchMap>> patch_maps_;
 };
 
 // Outputs of one group as the forms count them: whole steps of the gather.

@@ -116,11 +116,11 @@ std::vector<py::tuple> kernels() {
   return {
 #define SUBBIT_ROWS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
   py::make_tuple(#NAME, name(Level::LEVEL), Activations::ACTIVATIONS == Activations::kBinary),
-#define SUBBIT_TABLES SUBBIT_ROWS
+#define SUBBIT_PATCHES SUBBIT_ROWS
 #define SUBBIT_BITS SUBBIT_ROWS
 #include "cpu/kernels.inc"
 #undef SUBBIT_ROWS
-#undef SUBBIT_TABLES
+#undef SUBBIT_PATCHES
 #undef SUBBIT_BITS
   };
 }
