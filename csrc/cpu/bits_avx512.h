@@ -13,21 +13,34 @@ struct Bits {
   std::uint64_t low, high;
 };
 
-// Up to 64 neighbouring inputs; bits from n on are 0 in low and 1 in high, as for padding.
+// Masks of sixteen lanes each, the first in the lowest bits.
+inline std::uint64_t join(const __mmask16 (&masks)[4]) {
+  const __mmask32 low = _mm512_kunpackw(masks[1], masks[0]), high = _mm512_kunpackw(masks[3], masks[2]);
+  return _mm512_kunpackd(high, low);
+}
+
+// Up to 64 neighbouring inputs; bits from n on are 0 in low and 1 in high, as for padding. NaN counts as 0.
 inline Bits load_bits(const float* p, int n, bool sign_zero) {
-  Bits bits{0, ~std::uint64_t{0}};
   const __m512 zero = _mm512_setzero_ps();
-  for (int i = 0; 16 * i < n; ++i) {
-    const int left = n - 16 * i;
-    const __mmask16 lanes = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-    const __m512 x = _mm512_maskz_loadu_ps(lanes, p + 16 * i);
-    const __mmask16 positive = sign_zero ? _mm512_mask_cmp_ps_mask(lanes, x, zero, _CMP_GE_OQ)
-                                         : _mm512_mask_cmp_ps_mask(lanes, x, zero, _CMP_GT_OQ);
-    const __mmask16 negative = _mm512_cmp_ps_mask(x, zero, _CMP_LT_OQ);  // NaN is neither: it counts as 0
-    bits.low |= std::uint64_t{positive} << (16 * i);
-    bits.high &= ~(std::uint64_t{negative} << (16 * i));
+  __m512 x[4];
+  for (int i = 0; i < 4; ++i) {
+    if (n == 64) {
+      x[i] = _mm512_loadu_ps(p + 16 * i);
+    } else {
+      const int left = n - 16 * i;
+      x[i] = _mm512_maskz_loadu_ps(left >= 16 ? 0xffff : left > 0 ? static_cast<__mmask16>((1u << left) - 1) : 0,
+                                   p + 16 * i);
+    }
   }
-  return bits;
+  __mmask16 positive[4], zeros[4];  // without sign_zero "not equal" is ordered, and NaN is among the zeros
+  for (int i = 0; i < 4; ++i) {
+    positive[i] = sign_zero ? _mm512_cmp_ps_mask(x[i], zero, _CMP_GE_OQ) : _mm512_cmp_ps_mask(x[i], zero, _CMP_GT_OQ);
+    zeros[i] = sign_zero ? _mm512_cmp_ps_mask(x[i], x[i], _CMP_UNORD_Q) : _mm512_cmp_ps_mask(x[i], zero, _CMP_EQ_UQ);
+  }
+  const std::uint64_t inside = ~std::uint64_t{0} >> (64 - n);
+  const std::uint64_t low = join(positive) & inside;
+  if (((zeros[0] | zeros[1]) | (zeros[2] | zeros[3])) == 0) return {low, low | ~inside};
+  return {low, low | join(zeros) | ~inside};
 }
 
 // Up to 64 inputs, `step` apart.

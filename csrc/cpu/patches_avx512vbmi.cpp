@@ -85,8 +85,10 @@ inline void look_up(const LookUpTask& task, int first_pixel, std::int64_t first_
     for (std::int64_t u = begin; u < end; ++u) {
       __m512i position[kVectors];
       for (int v = 0; v < kVectors; ++v) position[v] = _mm512_load_si512(positions + v * vector_stride + u * 64);
-      for (int p = 0; p < kPixels; ++p) {
-        const __m512i row = load_responses<kSlot>(task.responses + 8 * std::int64_t{codes[u * kCodePixels + p]});
+      std::uint64_t four = 0;
+      for (int p = 0; p < kPixels; ++p, four >>= 16) {
+        if (p % 4 == 0) __builtin_memcpy(&four, codes + u * kCodePixels + p, kPixels < 4 ? 2 * kPixels : 8);
+        const __m512i row = load_responses<kSlot>(task.responses + 8 * (four & 0xffff));
         for (int v = 0; v < kVectors; ++v) {
           acc[p][v] = _mm512_add_epi8(acc[p][v], _mm512_permutexvar_epi8(position[v], row));
         }
