@@ -153,6 +153,7 @@ class Call(NamedTuple):
 
     def _check_epilogue(self, sizes: tuple[int, int, int, int]) -> None:
         if self.residual is None and self.activation == "none" and self.slope is None and self.shift is None:
+            # The common case, without making an Epilogue.
             check_channel_vector("scale", self.scale, sizes[1])
             check_channel_vector("bias", self.bias, sizes[1])
         else:
@@ -165,7 +166,7 @@ class Call(NamedTuple):
 
     def _check_devices(self) -> None:
         device = self.x.device
-        for t in (self.packed_indices, self.packed_codebook, *self[3:8], self.x_nonzero, self.pack_shift):
+        for t in (*self[1:8], self.x_nonzero, self.pack_shift):
             if t is not None and t.device != device:
                 names = sorted({str(device), str(t.device)})
                 raise ValueError(f"x, weight, scale, bias and every other tensor must be on one device, got {names}")

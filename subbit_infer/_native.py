@@ -6,12 +6,12 @@ import ctypes
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from subbit_infer.activations import pack_signs, unpack_signs
 from subbit_infer.epilogue import Epilogue
@@ -42,12 +42,13 @@ class _Prepared:
     """A weight as the kernels read it, and what its tensors were when it was made."""
 
     weight: _C.Weight
+    packed: weakref.ref[Tensor]
     codebook: weakref.ref[Tensor]
     state: tuple[object, ...]
     copy: tuple[Tensor, Tensor] | None  # only of tensors that do not count their changes
 
 
-_prepared = WeakTensorKeyDictionary()
+_prepared: dict[int, _Prepared] = {}  # by id(packed_indices), which a weak reference confirms: 1 us less than torch's
 _lock = threading.Lock()
 # Held across fork(), so that a child never inherits it locked by a thread that it does not have.
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -66,7 +67,7 @@ def _state(
 
 
 def _is_current(entry: _Prepared, packed: Tensor, codebook: Tensor, state: tuple[object, ...]) -> bool:
-    if entry.codebook() is not codebook or entry.state != state:
+    if entry.packed() is not packed or entry.codebook() is not codebook or entry.state != state:
         return False
     return entry.copy is None or (torch.equal(packed, entry.copy[0]) and torch.equal(codebook, entry.copy[1]))
 
@@ -81,11 +82,11 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         ValueError: the packed tensors do not fit the sizes, or an index is out of range.
     """
     state = _state(packed, codebook, units, codewords, unit)
-    entry: _Prepared | None = _prepared.get(packed)
+    entry = _prepared.get(id(packed))
     if entry is not None and _is_current(entry, packed, codebook, state):
         return entry.weight
     with _lock:
-        entry = _prepared.get(packed)
+        entry = _prepared.get(id(packed))
         if entry is not None and _is_current(entry, packed, codebook, state):
             return entry.weight
         for name, tensor in (("packed_indices", packed), ("packed_codebook", codebook)):
@@ -104,8 +105,20 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         )
         uncounted = packed.is_inference() or codebook.is_inference()
         copy = (packed.clone(), codebook.clone()) if uncounted else None
-        _prepared[packed] = _Prepared(weight, weakref.ref(codebook), state, copy)
+        _prepared[id(packed)] = _Prepared(weight, _forgotten_with(packed), weakref.ref(codebook), state, copy)
         return weight
+
+
+def _forgotten_with(packed: Tensor) -> weakref.ref[Tensor]:
+    """A reference to ``packed`` that takes its entry along when it dies."""
+    key = id(packed)
+
+    def forget(reference: weakref.ref[Tensor]) -> None:
+        entry = _prepared.get(key)
+        if entry is not None and entry.packed is reference:  # else the id is another tensor's by now
+            del _prepared[key]
+
+    return weakref.ref(packed, forget)
 
 
 def conv2d(
@@ -114,9 +127,9 @@ def conv2d(
     y: Tensor,
     scale: Tensor | None,
     bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
     activation_bits: int,
     sign_zero: int,
@@ -165,9 +178,9 @@ def conv2d_fused(
     slope: Tensor | None,
     shift: Tensor | None,
     pack_shift: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
     activation_bits: int,
     sign_zero: int,

@@ -7,7 +7,7 @@ and device. The operators check what they are given; ``ops`` is what people call
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -97,45 +97,56 @@ def _by_reference(call: Call, sizes: _Sizes) -> _Outputs:
     return call.empty(sizes, call.dtype).copy_(y) if call.float_output else None, plus, nonzero
 
 
+def _check_memory(name: str, tensor: Tensor) -> None:
+    if tensor.untyped_storage().nbytes() == 0 and tensor.numel() > 0:
+        raise ValueError(f"{name} must have its memory: its storage was resized to 0")
+
+
 def _on_cpu(call: Call, sizes: _Sizes) -> _Outputs:
     """The compiled kernels where there are any for the unit, else the reference."""
-    unit = (call.unit[0], call.unit[1], call.unit[2])
+    unit = cast("tuple[int, int, int]", tuple(call.unit))
     if unit not in _native.UNITS:
         return _by_reference(call, sizes)
-    x, residual = call.x, call.residual
-    for name, t in (("x", x), ("x_nonzero", call.x_nonzero), ("residual", residual)):
-        if t is not None and t.untyped_storage().nbytes() == 0 and t.numel() > 0:
-            raise ValueError(f"{name} must have its memory: its storage was resized to 0")
+    x, x_nonzero, residual = call.x, call.x_nonzero, call.residual
+    _check_memory("x", x)
     if call.is_packed:
         x = x.contiguous()
+        if x_nonzero is not None:
+            _check_memory("x_nonzero", x_nonzero)
+            x_nonzero = x_nonzero.contiguous()
     elif x.dtype != torch.float32:
         x = x.to(torch.float32)
+    if residual is not None:
+        _check_memory("residual", residual)
+        residual = residual.to(torch.float32)
     y = call.empty(sizes, torch.float32) if call.float_output else None
     plus, nonzero = call.empty_words(sizes) if call.packed_output else (None, None)
     _native.conv2d_fused(
         _native.prepare(call.packed_indices, call.packed_codebook, call.units, call.codewords, unit),
         x,
-        None if call.x_nonzero is None else call.x_nonzero.contiguous(),
+        x_nonzero,
         y,
         plus,
         nonzero,
         _float_vector(call.scale),
         _float_vector(call.bias),
-        None if residual is None else residual.to(torch.float32),
+        residual,
         call.activation,
         _float_vector(call.slope),
         _float_vector(call.shift),
         _float_vector(call.pack_shift),
-        _pair(call.stride),
-        _pair(call.padding),
-        _pair(call.dilation),
+        call.stride,
+        call.padding,
+        call.dilation,
         call.groups,
         call.activation_bits,
         call.sign_zero,
         call.in_channels,
         sizes,
     )
-    return y if y is None or call.dtype == torch.float32 else y.to(call.dtype), plus, nonzero
+    if y is not None and call.dtype != torch.float32:
+        y = y.to(call.dtype)
+    return y, plus, nonzero
 
 
 def conv2d_cpu(*arguments: Any) -> Tensor:
