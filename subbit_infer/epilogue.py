@@ -105,12 +105,13 @@ def check_activation(activation: str, has_slope: bool) -> None:
 
     Raises:
         TypeError: ``activation`` is not a string.
-        ValueError: it is another one, or the slope is missing or too many.
+        ValueError: it is another one, or the slope is missing, or there is one too many.
     """
     if not isinstance(activation, str):
         raise TypeError(f"activation must be a string, got {activation!r}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
-    if has_slope != (activation == "prelu"):
-        rule = "must be given where activation is 'prelu'" if not has_slope else "must be None unless it is 'prelu'"
-        raise ValueError(f"slope {rule}, got activation {activation!r}")
+    if has_slope and activation != "prelu":
+        raise ValueError(f"slope must be None unless activation is 'prelu', got {activation!r}")
+    if activation == "prelu" and not has_slope:
+        raise ValueError("slope must be given where activation is 'prelu'")
