@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import register_pytree_node
+from torch.utils._pytree import GetAttrKey, register_pytree_node
 
 WORD = 64
 
@@ -180,4 +180,8 @@ register_pytree_node(
     lambda packed: ([packed.plus, packed.nonzero], packed.channels),
     _unflatten,
     serialized_type_name="subbit_infer.PackedActivations",
+    flatten_with_keys_fn=lambda packed: (
+        [(GetAttrKey("plus"), packed.plus), (GetAttrKey("nonzero"), packed.nonzero)],
+        packed.channels,
+    ),
 )
