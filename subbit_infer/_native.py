@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from subbit_infer._cache import PerTensor
 from subbit_infer.activations import pack_signs, unpack_signs
 from subbit_infer.epilogue import Epilogue
 
@@ -42,13 +43,12 @@ class _Prepared:
     """A weight as the kernels read it, and what its tensors were when it was made."""
 
     weight: _C.Weight
-    packed: weakref.ref[Tensor]
     codebook: weakref.ref[Tensor]
     state: tuple[object, ...]
     copy: tuple[Tensor, Tensor] | None  # only of tensors that do not count their changes
 
 
-_prepared: dict[int, _Prepared] = {}  # by id(packed_indices), which a weak reference confirms: 1 us less than torch's
+_prepared = PerTensor[_Prepared]()  # by packed_indices
 _lock = threading.Lock()
 # Held across fork(), so that a child never inherits it locked by a thread that it does not have.
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -67,7 +67,7 @@ def _state(
 
 
 def _is_current(entry: _Prepared, packed: Tensor, codebook: Tensor, state: tuple[object, ...]) -> bool:
-    if entry.packed() is not packed or entry.codebook() is not codebook or entry.state != state:
+    if entry.codebook() is not codebook or entry.state != state:
         return False
     return entry.copy is None or (torch.equal(packed, entry.copy[0]) and torch.equal(codebook, entry.copy[1]))
 
@@ -82,11 +82,11 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         ValueError: the packed tensors do not fit the sizes, or an index is out of range.
     """
     state = _state(packed, codebook, units, codewords, unit)
-    entry = _prepared.get(id(packed))
+    entry = _prepared.get(packed)
     if entry is not None and _is_current(entry, packed, codebook, state):
         return entry.weight
     with _lock:
-        entry = _prepared.get(id(packed))
+        entry = _prepared.get(packed)
         if entry is not None and _is_current(entry, packed, codebook, state):
             return entry.weight
         for name, tensor in (("packed_indices", packed), ("packed_codebook", codebook)):
@@ -105,20 +105,8 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         )
         uncounted = packed.is_inference() or codebook.is_inference()
         copy = (packed.clone(), codebook.clone()) if uncounted else None
-        _prepared[id(packed)] = _Prepared(weight, _forgotten_with(packed), weakref.ref(codebook), state, copy)
+        _prepared.put(packed, _Prepared(weight, weakref.ref(codebook), state, copy))
         return weight
-
-
-def _forgotten_with(packed: Tensor) -> weakref.ref[Tensor]:
-    """A reference to ``packed`` that takes its entry along when it dies."""
-    key = id(packed)
-
-    def forget(reference: weakref.ref[Tensor]) -> None:
-        entry = _prepared.get(key)
-        if entry is not None and entry.packed is reference:  # else the id is another tensor's by now
-            del _prepared[key]
-
-    return weakref.ref(packed, forget)
 
 
 def conv2d(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import weakref
 from numbers import Integral
 from typing import Literal, cast, overload
@@ -11,10 +9,10 @@ from typing import Literal, cast, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from subbit_infer import _dispatch, operators, reference
 from subbit_infer import codebook as codebooks
+from subbit_infer._cache import PerTensor
 from subbit_infer._call import FLOATS
 from subbit_infer.activations import PackedActivations, all_channels
 from subbit_infer.epilogue import check_activation
@@ -96,11 +94,7 @@ def _padding(
     return x, _pair("padding", padding, 0)
 
 
-_packed = WeakTensorKeyDictionary()
-_packed_lock = threading.Lock()
-os.register_at_fork(
-    before=_packed_lock.acquire, after_in_parent=_packed_lock.release, after_in_child=_packed_lock.release
-)
+_packed = PerTensor[tuple[weakref.ref[Tensor], tuple[object, ...], PackedWeight]]()  # by indices
 
 
 def _packed_once(indices: Tensor, codebook: Tensor) -> PackedWeight:
@@ -111,14 +105,11 @@ def _packed_once(indices: Tensor, codebook: Tensor) -> PackedWeight:
         *(indices._version, indices.data_ptr(), indices.shape, indices.stride()),
         *(codebook._version, codebook.data_ptr(), codebook.shape, codebook.stride()),
     )
-    with _packed_lock:
-        entry = _packed.get(indices)
-        if entry is not None and entry[0]() is codebook and entry[1] == state:
-            weight: PackedWeight = entry[2]
-            return weight
+    entry = _packed.get(indices)
+    if entry is not None and entry[0]() is codebook and entry[1] == state:
+        return entry[2]
     weight = PackedWeight.from_indices(indices, codebook)
-    with _packed_lock:
-        _packed[indices] = (weakref.ref(codebook), state, weight)
+    _packed.put(indices, (weakref.ref(codebook), state, weight))
     return weight
 
 
@@ -288,11 +279,10 @@ def conv(
     weight = _as_packed(indices, codebook)
     bits = _activation_bits(x, activation_bits)
     _one_of("sign_zero", sign_zero, (0, 1))
-    groups = (
-        _pair("groups", groups, -_MOST)[0] if isinstance(groups, Integral) and not isinstance(groups, bool) else groups
-    )
-    if not isinstance(groups, int) or isinstance(groups, bool):
-        raise TypeError(f"groups must be an int, got {groups!r}")
+    if type(groups) is not int or groups >= _MOST:
+        if not isinstance(groups, Integral) or isinstance(groups, bool):
+            raise TypeError(f"groups must be an int, got {groups!r}")
+        groups = _pair("groups", groups, -_MOST)[0]
     if isinstance(x, PackedActivations):
         _check_channels(x, weight, groups)
     if activation != "none" or slope is not None:
