@@ -222,7 +222,7 @@ def conv2d_fused(
     """
     if x.dtype == torch.int64:
         x, sign_zero = unpack_signs(x, x_nonzero, in_channels), 0
-    sums = torch.empty(sizes, memory_format=torch.channels_last) if y is None else y
+    sums = torch.empty(sizes, dtype=torch.float32, memory_format=torch.channels_last) if y is None else y
     conv2d(weight, x, sums, scale, bias, stride, padding, dilation, groups, activation_bits, sign_zero, level)
     if residual is None and activation == "none" and shift is None and out_plus is None:
         return

@@ -159,6 +159,19 @@ def test_half_is_packed_before_it_is_rounded():
     assert torch.equal(packed.unpack().double(), (exact + pack_shift.double()[:, None, None]).sign())
 
 
+def test_another_default_dtype():
+    weight = random_weight(UNIT_3X3, 4, 3, 8)
+    x = integers(1, 3, 5, 5)
+    expected = conv(x, *weight, activation_bits=1, output="packed").unpack()
+    torch.set_default_dtype(torch.float64)
+    try:
+        unpacked = conv(pack(x), *weight, output="packed").unpack()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert unpacked.dtype == torch.float32
+    assert torch.equal(unpacked, expected)
+
+
 def test_nan_packs_as_in_pack():
     indices, codebook = random_weight(UNIT_3X3, 4, 3, 8)
     x = integers(1, 3, 5, 5)
