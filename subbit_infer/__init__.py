@@ -6,12 +6,14 @@ every codeword's response once and gathers the responses through the indices.
 """
 
 from subbit_infer import codebook, cost, nn, reference
-from subbit_infer.ops import conv, linear
+from subbit_infer.activations import PackedActivations
+from subbit_infer.ops import conv, linear, pack
 from subbit_infer.weight import PackedWeight, load_weights, save_weights
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PackedActivations",
     "PackedWeight",
     "codebook",
     "conv",
@@ -19,6 +21,7 @@ __all__ = [
     "linear",
     "load_weights",
     "nn",
+    "pack",
     "reference",
     "save_weights",
 ]

@@ -6,12 +6,16 @@ import ctypes
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from subbit_infer._cache import PerTensor
+from subbit_infer.activations import pack_signs, unpack_signs
+from subbit_infer.epilogue import Epilogue
 
 # torch comes first: the compiled module takes its OpenMP functions from the runtime that torch has loaded.
 try:
@@ -44,7 +48,7 @@ class _Prepared:
     copy: tuple[Tensor, Tensor] | None  # only of tensors that do not count their changes
 
 
-_prepared = WeakTensorKeyDictionary()
+_prepared = PerTensor[_Prepared]()  # by packed_indices
 _lock = threading.Lock()
 # Held across fork(), so that a child never inherits it locked by a thread that it does not have.
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -78,7 +82,7 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         ValueError: the packed tensors do not fit the sizes, or an index is out of range.
     """
     state = _state(packed, codebook, units, codewords, unit)
-    entry: _Prepared | None = _prepared.get(packed)
+    entry = _prepared.get(packed)
     if entry is not None and _is_current(entry, packed, codebook, state):
         return entry.weight
     with _lock:
@@ -101,7 +105,7 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         )
         uncounted = packed.is_inference() or codebook.is_inference()
         copy = (packed.clone(), codebook.clone()) if uncounted else None
-        _prepared[packed] = _Prepared(weight, weakref.ref(codebook), state, copy)
+        _prepared.put(packed, _Prepared(weight, weakref.ref(codebook), state, copy))
         return weight
 
 
@@ -111,9 +115,9 @@ def conv2d(
     y: Tensor,
     scale: Tensor | None,
     bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
     activation_bits: int,
     sign_zero: int,
@@ -146,3 +150,87 @@ def conv2d(
         torch.get_num_threads(),
         level,
     )
+
+
+def conv2d_fused(
+    weight: _C.Weight,
+    x: Tensor,
+    x_nonzero: Tensor | None,
+    y: Tensor | None,
+    out_plus: Tensor | None,
+    out_nonzero: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    slope: Tensor | None,
+    shift: Tensor | None,
+    pack_shift: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation_bits: int,
+    sign_zero: int,
+    in_channels: int,
+    sizes: tuple[int, int, int, int],
+    level: str | None = None,
+) -> None:
+    """Writes a convolution with everything before and after it: float or packed in, float, packed or both out.
+
+    With sums = the convolution of x (of its sign, where ``activation_bits`` is 1), in float32, each operation rounded
+    by itself, in this order, what is None left out::
+
+        v = sums * scale;  v = v + bias;  v = v + residual;  v = activation(v);  v = v + shift;  y = v
+        s = v + pack_shift;  out_plus = s > 0, or s >= 0 where out_nonzero is None;  out_nonzero = s > 0 or s < 0
+
+    The callers have checked every argument; all tensors are on the CPU. None is a null pointer, and all pointers are
+    to the first element:
+
+    Args:
+        weight: the prepared weight.
+        x: float32 (N, C_in, H, W) of any strides; or int64 (N, H, W, ceil(C_in / 64)), contiguous: the ``plus`` words
+            of packed activations, whose bits from C_in on are 0.
+        x_nonzero: where x is int64, the ``nonzero`` words, of x's shape, contiguous; None where no activation is 0 (a
+            0 bit of x is then -1, at channels below C_in). None where x is float32. Padding contributes nothing
+            in either case.
+        y: float32 (N, C_out, H_out, W_out), contiguous or channels_last, to be written; None: not asked for.
+        out_plus: int64 (N, H_out, W_out, ceil(C_out / 64)), contiguous, to be written wholly, bits from C_out on as 0;
+            None: not asked for. y, out_plus or both are given.
+        out_nonzero: the same of the values that are not 0 (and not NaN); None where out_plus is None, or where zeros
+            count as +1 (NaN then packs as -1).
+        scale: float32 (C_out,), contiguous; so are bias, slope, shift and pack_shift.
+        bias: as scale.
+        residual: float32 (N, C_out, H_out, W_out) of any strides, 0 among them (expanded); never overlaps y.
+        activation: "none", "relu", "hardtanh" (between -1 and 1) or "prelu" (v where v > 0, else slope * v). NaN goes
+            through all of them; the sign of a zero does not matter.
+        slope: as scale; given if and only if ``activation`` is "prelu".
+        shift: as scale.
+        pack_shift: as scale; has no effect where out_plus is None.
+        stride: rows, columns; so are padding and dilation.
+        padding: zeros above and below, left and right.
+        dilation: distance of the taps.
+        groups: groups of channels.
+        activation_bits: 32, or 1 to take the sign of x; 1 where x is int64.
+        sign_zero: what the sign of an exact 0 of a float x is; no effect where x is int64.
+        in_channels: C_in, which int64 x does not tell.
+        sizes: (N, C_out, H_out, W_out), which out_plus alone does not tell.
+        level: as in :func:`conv2d`.
+
+    Raises:
+        ValueError: the level is unknown or more than the machine has.
+    """
+    if x.dtype == torch.int64:
+        x, sign_zero = unpack_signs(x, x_nonzero, in_channels), 0
+    sums = torch.empty(sizes, dtype=torch.float32, memory_format=torch.channels_last) if y is None else y
+    conv2d(weight, x, sums, scale, bias, stride, padding, dilation, groups, activation_bits, sign_zero, level)
+    if residual is None and activation == "none" and shift is None and out_plus is None:
+        return
+    v = Epilogue(None, None, residual, activation, slope, shift).apply(sums)
+    if y is not None and v is not y:
+        y.copy_(v)
+    if out_plus is not None:
+        plus, nonzero = pack_signs(v, pack_shift, int(out_nonzero is None))
+        out_plus.copy_(plus)
+        if out_nonzero is not None and nonzero is not None:
+            out_nonzero.copy_(nonzero)

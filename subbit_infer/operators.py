@@ -1,22 +1,22 @@
-"""The torch.library operators: ``torch.ops.subbit_infer.conv2d`` and those that pack and decode.
+"""The torch.library operators: ``conv2d``, ``conv2d_packed``, and those that pack, unpack and decode.
 
-``conv2d`` runs the compiled kernels on the CPU for 1x3x3 and 8x1x1 units, and the reference for every other unit and
-device. The operators check what they are given; ``ops`` is what people call.
+The convolutions run the compiled kernels on the CPU for 1x3x3 and 8x1x1 units, and the reference for every other unit
+and device. The operators check what they are given; ``ops`` is what people call.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 from torch.nn.grad import conv2d_input
 
 from subbit_infer import _native, reference
 from subbit_infer import codebook as codebooks
+from subbit_infer._call import FLOATS, Call
+from subbit_infer.activations import check_words, pack_signs, unpack_signs, word_count
 from subbit_infer.weight import (
     check_channel_vector,
     check_indices,
@@ -26,98 +26,25 @@ from subbit_infer.weight import (
     unpack_codebook,
 )
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_ARGUMENTS = (
+    "Tensor x, Tensor packed_indices, Tensor packed_codebook, Tensor? scale, Tensor? bias, Tensor? residual, "
+    "Tensor? slope, Tensor? shift, str activation, int[2] stride, int[2] padding, int[2] dilation, int groups, "
+    "int units, int codewords, int[3] unit, int activation_bits, int sign_zero"
+)
+_PACKED_ARGUMENTS = "Tensor? x_nonzero, Tensor? pack_shift, int pack_sign_zero, bool float_output, bool packed_output"
 
 _library = torch.library.Library("subbit_infer", "DEF")
-_library.define(
-    "conv2d(Tensor x, Tensor packed_indices, Tensor packed_codebook, Tensor? scale, Tensor? bias, int[2] stride, "
-    "int[2] padding, int[2] dilation, int groups, int units, int codewords, int[3] unit, int activation_bits, "
-    "int sign_zero) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
+for _schema in (
+    f"conv2d({_ARGUMENTS}) -> Tensor",
+    # x is floats, or the words `plus`; what is not asked for comes back empty.
+    f"conv2d_packed({_ARGUMENTS}, {_PACKED_ARGUMENTS}) -> (Tensor y, Tensor plus, Tensor nonzero)",
+    "pack(Tensor x, Tensor? shift, int sign_zero) -> (Tensor plus, Tensor nonzero)",
+    "unpack(Tensor plus, Tensor? nonzero, int channels) -> Tensor",
     "decode(Tensor packed_indices, Tensor packed_codebook, int units, int codewords, int[3] unit) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define("pack_indices(Tensor indices, int codewords) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-_library.define("pack_codebook(Tensor codebook) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-
-
-def _out_size(size: int, pad: int, dilation: int, kernel: int, stride: int) -> int:
-    return (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def _out_sizes(
-    x: Tensor,
-    unit: tuple[int, int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> Sequence[int]:
-    _, _, height, width = x.shape
-    return [
-        _out_size(height, padding[0], dilation[0], unit[1], stride[0]),
-        _out_size(width, padding[1], dilation[1], unit[2], stride[1]),
-    ]
-
-
-def _checked_sizes(
-    x: Tensor,
-    out_channels: int,
-    units: int,
-    unit: tuple[int, int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> tuple[int, int, int, int]:
-    """The sizes of the result, once what must hold between the sizes has been seen to hold."""
-    if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0:
-        raise ValueError(
-            f"stride and dilation must be at least 1 and padding at least 0, got {stride}, {dilation}, {padding}"
-        )
-    if groups < 1 or out_channels % groups != 0:
-        raise ValueError(f"groups must be at least 1 and divide C_out = {out_channels}, got {groups}")
-    expected = units * unit[0] * groups
-    if x.shape[1] != expected:
-        raise ValueError(
-            f"x must have C_in = {expected} channels ({units} units of {unit[0]} in {groups} groups), got {x.shape[1]}"
-        )
-    height, width = _out_sizes(x, unit, stride, padding, dilation)
-    if height < 1 or width < 1:
-        raise ValueError(
-            f"x must be at least as large as the kernel: height and width {tuple(x.shape[2:])} with padding "
-            f"{padding} do not hold a kernel {unit[1:]} with dilation {dilation}"
-        )
-    sizes = (x.shape[0], out_channels, height, width)
-    # No address space holds 2^45 floats: refused before anything is allocated. (Sizes may be symbols of a graph.)
-    if all(type(size) is int for size in sizes) and math.prod(sizes) > 2**45:
-        raise ValueError(f"the output must have at most 2^45 elements, it would have sizes {sizes}")
-    return sizes
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    """The layout of the result: channels_last where x's strides are in that order, as in ``F.conv2d``."""
-    if x.is_contiguous():
-        return torch.contiguous_format
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return suggest_memory_format(x)
-
-
-def _check_operands(x: Tensor, packed_indices: Tensor, *others: Tensor | None, activation_bits: int) -> None:
-    """What the operator asks of its tensors beyond their sizes; ``conv`` sees to all of it but the devices."""
-    if x.dtype not in FLOATS or x.dim() != 4:
-        raise TypeError(f"x must be float32, float16 or bfloat16 of 4 dimensions, got {x.dtype} of {x.dim()}")
-    if packed_indices.dtype != torch.uint8 or packed_indices.dim() != 2:
-        raise TypeError(
-            f"packed_indices must be uint8 of 2 dimensions, got {packed_indices.dtype} of {packed_indices.dim()}"
-        )
-    if activation_bits not in (1, 32):
-        raise ValueError(f"activation_bits must be 1 or 32, got {activation_bits}")
-    devices = {t.device for t in (x, packed_indices, *others) if t is not None}
-    if len(devices) > 1:
-        raise ValueError(f"x, weight, scale and bias must be on one device, got {sorted(map(str, devices))}")
+    "pack_indices(Tensor indices, int codewords) -> Tensor",
+    "pack_codebook(Tensor codebook) -> Tensor",
+):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def _indices(packed_indices: Tensor, units: int, codewords: int) -> Tensor:
@@ -133,111 +60,176 @@ def _decode(packed_indices: Tensor, packed_codebook: Tensor, units: int, codewor
     return codebooks.decode(indices, unpack_codebook(packed_codebook, codewords, (unit[0], unit[1], unit[2])))
 
 
-def _conv2d_reference(
-    x: Tensor,
-    packed_indices: Tensor,
-    packed_codebook: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    units: int,
-    codewords: int,
-    unit: Sequence[int],
-    activation_bits: int,
-    sign_zero: int,
-) -> Tensor:
-    """Any unit on any device: decode and convolve in float32."""
-    shape, strides = (unit[0], unit[1], unit[2]), (stride[0], stride[1])
-    pads, dilations = (padding[0], padding[1]), (dilation[0], dilation[1])
-    _check_operands(x, packed_indices, packed_codebook, scale, bias, activation_bits=activation_bits)
-    sizes = _checked_sizes(x, packed_indices.shape[0], units, shape, strides, pads, dilations, groups)
-    y = reference.conv2d(
-        x.to(torch.float32),
-        _indices(packed_indices, units, codewords),
-        unpack_codebook(packed_codebook, codewords, shape),
-        bias,
-        strides,
-        pads,
-        dilations,
-        groups,
-        scale=scale,
-        activation_bits=activation_bits,
-        sign_zero=sign_zero,
-    )
-    out = torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
-    return out.copy_(y)
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    return values[0], values[1]
 
 
 def _float_vector(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.to(torch.float32).contiguous()
+    if vector is None or (vector.dtype == torch.float32 and vector.is_contiguous()):
+        return vector
+    return vector.to(torch.float32).contiguous()
 
 
-def conv2d_cpu(
-    x: Tensor,
-    packed_indices: Tensor,
-    packed_codebook: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    units: int,
-    codewords: int,
-    unit: Sequence[int],
-    activation_bits: int,
-    sign_zero: int,
-) -> Tensor:
+_Sizes = tuple[int, int, int, int]
+_Outputs = tuple[Tensor | None, Tensor | None, Tensor | None]  # y, plus, nonzero
+
+
+def _by_reference(call: Call, sizes: _Sizes) -> _Outputs:
+    """Any unit on any device: decode and convolve in float32."""
+    y = reference.conv2d(
+        call.float_x(),
+        _indices(call.packed_indices, call.units, call.codewords),
+        unpack_codebook(call.packed_codebook, call.codewords, (call.unit[0], call.unit[1], call.unit[2])),
+        call.bias,
+        _pair(call.stride),
+        _pair(call.padding),
+        _pair(call.dilation),
+        call.groups,
+        scale=call.scale,
+        residual=call.residual,
+        activation=call.activation,
+        slope=call.slope,
+        shift=call.shift,
+        activation_bits=call.activation_bits,
+        sign_zero=0 if call.is_packed else call.sign_zero,
+    )
+    plus, nonzero = pack_signs(y, call.pack_shift, call.pack_sign_zero) if call.packed_output else (None, None)
+    return call.empty(sizes, call.dtype).copy_(y) if call.float_output else None, plus, nonzero
+
+
+def _check_memory(name: str, tensor: Tensor) -> None:
+    if tensor.untyped_storage().nbytes() == 0 and tensor.numel() > 0:
+        raise ValueError(f"{name} must have its memory: its storage was resized to 0")
+
+
+def _on_cpu(call: Call, sizes: _Sizes) -> _Outputs:
     """The compiled kernels where there are any for the unit, else the reference."""
-    shape = (unit[0], unit[1], unit[2])
-    if shape not in _native.UNITS:
-        return _conv2d_reference(
-            x, packed_indices, packed_codebook, scale, bias, stride, padding, dilation, groups, units, codewords,
-            unit, activation_bits, sign_zero,
-        )  # fmt: skip
-    strides, pads, dilations = (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
-    _check_operands(x, packed_indices, packed_codebook, scale, bias, activation_bits=activation_bits)
-    if x.numel() > 0 and x.untyped_storage().nbytes() == 0:
-        raise ValueError("x must have its memory: its storage was resized to 0")
-    out_channels = packed_indices.shape[0]
-    sizes = _checked_sizes(x, out_channels, units, shape, strides, pads, dilations, groups)
-    check_channel_vector("scale", scale, out_channels)
-    check_channel_vector("bias", bias, out_channels)
-    weight = _native.prepare(packed_indices, packed_codebook, units, codewords, shape)
-    x_float = x if x.dtype == torch.float32 else x.to(torch.float32)
-    y = torch.empty(sizes, dtype=torch.float32, memory_format=_memory_format(x))
-    _native.conv2d(
-        weight, x_float, y, _float_vector(scale), _float_vector(bias), strides, pads, dilations, groups,
-        activation_bits, sign_zero,
-    )  # fmt: skip
-    return y if x.dtype == torch.float32 else y.to(x.dtype)
+    unit = cast("tuple[int, int, int]", tuple(call.unit))
+    if unit not in _native.UNITS:
+        return _by_reference(call, sizes)
+    x, x_nonzero, residual = call.x, call.x_nonzero, call.residual
+    _check_memory("x", x)
+    if call.is_packed:
+        x = x.contiguous()
+        if x_nonzero is not None:
+            _check_memory("x_nonzero", x_nonzero)
+            x_nonzero = x_nonzero.contiguous()
+    elif x.dtype != torch.float32:
+        x = x.to(torch.float32)
+    if residual is not None:
+        _check_memory("residual", residual)
+        residual = residual.to(torch.float32)
+    y = call.empty(sizes, torch.float32) if call.float_output else None
+    plus, nonzero = call.empty_words(sizes) if call.packed_output else (None, None)
+    _native.conv2d_fused(
+        _native.prepare(call.packed_indices, call.packed_codebook, call.units, call.codewords, unit),
+        x,
+        x_nonzero,
+        y,
+        plus,
+        nonzero,
+        _float_vector(call.scale),
+        _float_vector(call.bias),
+        residual,
+        call.activation,
+        _float_vector(call.slope),
+        _float_vector(call.shift),
+        _float_vector(call.pack_shift),
+        call.stride,
+        call.padding,
+        call.dilation,
+        call.groups,
+        call.activation_bits,
+        call.sign_zero,
+        call.in_channels,
+        sizes,
+    )
+    if y is not None and call.dtype != torch.float32:
+        y = y.to(call.dtype)
+    return y, plus, nonzero
+
+
+def conv2d_cpu(*arguments: Any) -> Tensor:
+    """``conv2d`` on the CPU; arguments as in its schema."""
+    call = Call(*arguments)
+    y = _on_cpu(call, call.check())[0]
+    assert y is not None
+    return y
+
+
+def _conv2d_reference(*arguments: Any) -> Tensor:
+    call = Call(*arguments)
+    y = _by_reference(call, call.check())[0]
+    assert y is not None
+    return y
 
 
 @torch.library.register_fake("subbit_infer::conv2d", lib=_library)
-def _conv2d_fake(
-    x: Tensor,
-    packed_indices: Tensor,
-    packed_codebook: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    units: int,
-    codewords: int,
-    unit: Sequence[int],
-    activation_bits: int,
-    sign_zero: int,
-) -> Tensor:
-    shape, strides = (unit[0], unit[1], unit[2]), (stride[0], stride[1])
-    pads, dilations = (padding[0], padding[1]), (dilation[0], dilation[1])
-    _check_operands(x, packed_indices, packed_codebook, scale, bias, activation_bits=activation_bits)
-    sizes = _checked_sizes(x, packed_indices.shape[0], units, shape, strides, pads, dilations, groups)
-    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+def _conv2d_fake(*arguments: Any) -> Tensor:
+    call = Call(*arguments)
+    return call.empty(call.check(), call.dtype)
+
+
+def _or_empty(call: Call, outputs: _Outputs) -> tuple[Tensor, Tensor, Tensor]:
+    """An operator returns tensors only: empty ones for what was not asked for."""
+    y, plus, nonzero = outputs
+    y = call.x.new_empty(0, dtype=call.dtype) if y is None else y
+    plus = call.x.new_empty(0, dtype=torch.int64) if plus is None else plus
+    return y, plus, call.x.new_empty(0, dtype=torch.int64) if nonzero is None else nonzero
+
+
+def conv2d_packed_cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """``conv2d_packed`` on the CPU; arguments as in its schema."""
+    call = Call(*arguments)
+    return _or_empty(call, _on_cpu(call, call.check(packed=True)))
+
+
+def _conv2d_packed_reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = Call(*arguments)
+    return _or_empty(call, _by_reference(call, call.check(packed=True)))
+
+
+@torch.library.register_fake("subbit_infer::conv2d_packed", lib=_library)
+def _conv2d_packed_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = Call(*arguments)
+    sizes = call.check(packed=True)
+    words = call.empty_words(sizes) if call.packed_output else (None, None)
+    return _or_empty(call, (call.empty(sizes, call.dtype) if call.float_output else None, *words))
+
+
+def _check_pack(x: Tensor, shift: Tensor | None, sign_zero: int) -> None:
+    if x.dtype not in FLOATS or x.dim() != 4 or x.shape[1] < 1:
+        raise TypeError(
+            f"x must be (N, C, H, W) of float32, float16 or bfloat16 with C >= 1, got {x.dtype} {tuple(x.shape)}"
+        )
+    check_channel_vector("shift", shift, x.shape[1])
+    if sign_zero not in (0, 1):
+        raise ValueError(f"sign_zero must be 0 or 1, got {sign_zero}")
+
+
+def _pack(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tensor]:
+    _check_pack(x, shift, sign_zero)
+    plus, nonzero = pack_signs(x, shift, sign_zero)
+    return plus, plus.new_empty(0) if nonzero is None else nonzero
+
+
+@torch.library.register_fake("subbit_infer::pack", lib=_library)
+def _pack_fake(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tensor]:
+    _check_pack(x, shift, sign_zero)
+    batch, channels, height, width = x.shape
+    plus = x.new_empty((batch, height, width, word_count(channels)), dtype=torch.int64)
+    return plus, plus.new_empty(0) if sign_zero else torch.empty_like(plus)
+
+
+def _unpack(plus: Tensor, nonzero: Tensor | None, channels: int) -> Tensor:
+    check_words(plus, nonzero, channels)
+    return unpack_signs(plus, nonzero, channels)
+
+
+@torch.library.register_fake("subbit_infer::unpack", lib=_library)
+def _unpack_fake(plus: Tensor, nonzero: Tensor | None, channels: int) -> Tensor:
+    check_words(plus, nonzero, channels)
+    return plus.new_empty((*plus.shape[:3], channels), dtype=torch.float32).permute(0, 3, 1, 2)
 
 
 @torch.library.register_fake("subbit_infer::decode", lib=_library)
@@ -261,38 +253,59 @@ def _pack_codebook_fake(codebook: Tensor) -> Tensor:
 
 _library.impl("conv2d", _conv2d_reference, "CompositeExplicitAutograd")
 _library.impl("conv2d", conv2d_cpu, "CPU")
+_library.impl("conv2d_packed", _conv2d_packed_reference, "CompositeExplicitAutograd")
+_library.impl("conv2d_packed", conv2d_packed_cpu, "CPU")
+_library.impl("pack", _pack, "CompositeExplicitAutograd")
+_library.impl("unpack", _unpack, "CompositeExplicitAutograd")
 _library.impl("decode", _decode, "CompositeExplicitAutograd")
 _library.impl("pack_indices", pack_indices, "CompositeExplicitAutograd")
 _library.impl("pack_codebook", pack_codebook, "CompositeExplicitAutograd")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, packed_indices, packed_codebook, scale, bias, *rest = inputs
-    ctx.save_for_backward(x, packed_indices, packed_codebook, scale)
-    ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.rest = rest
+    call = Call(*inputs)
+    ctx.vector_dtypes = [None if t is None else t.dtype for t in inputs[3:8]]
+    if call.activation == "none":  # then backward needs neither, and a residual is large
+        call = call._replace(bias=None, residual=None)
+    ctx.save_for_backward(*call[:7])
+    ctx.rest = inputs[8:]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of x, scale and bias, as if the weight were decoded; a binarized x gets that of sign: zero."""
-    x, packed_indices, packed_codebook, scale = ctx.saved_tensors
-    stride, padding, dilation, groups, units, codewords, unit, activation_bits, _ = ctx.rest
+    """Gradients of all float arguments, as if the weight were decoded; a binarized x gets that of sign: zero."""
+    arguments: tuple[Any, ...] = (*ctx.saved_tensors, None, *ctx.rest)
+    call = Call(*arguments)
+    x, _, _, scale, *_ = call
+    needed = ctx.needs_input_grad
+    plain = call._replace(x=x.detach().to(torch.float32), slope=None, activation="none")
     grad = grad.to(torch.float32)
-    grad_x = grad_scale = grad_bias = None
-    if ctx.needs_input_grad[0] and activation_bits == 1:
+    grad_x = grad_scale = None
+    grad_shift = grad.sum((0, 2, 3)) if needed[7] else None
+    before = torch.ops.subbit_infer.conv2d(*plain.of_conv2d) if call.activation != "none" and any(needed[:7]) else None
+    grad, grad_slope = call.epilogue.backward(before, grad)
+    if needed[0] and call.activation_bits == 1:
         grad_x = torch.zeros_like(x)
-    elif ctx.needs_input_grad[0]:
-        weight = torch.ops.subbit_infer.decode(packed_indices, packed_codebook, units, codewords, unit)
-        scaled = grad if scale is None else grad * scale.to(torch.float32)[:, None, None]
-        grad_x = conv2d_input(x.shape, weight, scaled, stride, padding, dilation, groups).to(x.dtype)
-    if scale is not None and ctx.needs_input_grad[3]:
-        sums = torch.ops.subbit_infer.conv2d(
-            x.detach().to(torch.float32), packed_indices, packed_codebook, None, None, *ctx.rest
+    elif needed[0]:
+        weight = torch.ops.subbit_infer.decode(
+            call.packed_indices, call.packed_codebook, call.units, call.codewords, call.unit
         )
-        grad_scale = (grad * sums).sum((0, 2, 3)).to(scale.dtype)
-    if ctx.bias_dtype is not None and ctx.needs_input_grad[4]:
-        grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype)
-    return (grad_x, None, None, grad_scale, grad_bias) + (None,) * len(ctx.rest)
+        scaled = grad if scale is None else grad * scale.to(torch.float32)[:, None, None]
+        grad_x = conv2d_input(x.shape, weight, scaled, call.stride, call.padding, call.dilation, call.groups)
+        grad_x = grad_x.to(x.dtype)
+    if needed[3]:
+        sums = torch.ops.subbit_infer.conv2d(*plain._replace(scale=None, bias=None, residual=None).of_conv2d)
+        grad_scale = (grad * sums).sum((0, 2, 3))
+    grad_bias = grad.sum((0, 2, 3)) if needed[4] else None
+    grads = (grad_scale, grad_bias, grad if needed[5] else None, grad_slope if needed[6] else None, grad_shift)
+    in_their_dtypes = (None if g is None else g.to(d) for g, d in zip(grads, ctx.vector_dtypes, strict=True))
+    return (grad_x, None, None, *in_their_dtypes) + (None,) * len(ctx.rest)
+
+
+def _no_backward(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "convolutions from or to packed activations have no gradients; use output='float' on a float x"
+    )
 
 
 torch.library.register_autograd("subbit_infer::conv2d", _backward, setup_context=_setup_context, lib=_library)
+torch.library.register_autograd("subbit_infer::conv2d_packed", _no_backward, lib=_library)

@@ -12,19 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from subbit_infer import codebook as codebooks
+from subbit_infer.epilogue import Epilogue
 
 
 def binarize(x: Tensor, sign_zero: int = 0) -> Tensor:
     """The sign of x: -1, 0 or +1. With ``sign_zero=1`` zeros count as +1. NaN has sign 0, as in ``torch.sign``."""
     return torch.where(x == 0, torch.ones_like(x), x.sign()) if sign_zero else x.sign()
-
-
-def _epilogue(sums: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
-    if scale is not None:
-        sums = sums * scale.to(sums.dtype)[:, None, None]
-    if bias is not None:
-        sums = sums + bias.to(sums.dtype)[:, None, None]
-    return sums
 
 
 def conv2d(
@@ -38,6 +31,10 @@ def conv2d(
     groups: int = 1,
     *,
     scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    slope: Tensor | None = None,
+    shift: Tensor | None = None,
     activation_bits: int = 32,
     sign_zero: int = 0,
 ) -> Tensor:
@@ -47,12 +44,16 @@ def conv2d(
         x: (N, C_in, H, W) float32 or float64.
         indices: (C_out, C_in / groups / g) int64.
         codebook: (K, g, kh, kw) of +-1.
-        bias: (C_out,) added last.
+        bias: (C_out,) added to the scaled sums.
         stride: as in ``F.conv2d``; so are padding, dilation and groups.
         padding: zeros, which contribute nothing in either activation mode.
         dilation: distance of the taps.
         groups: groups of channels.
         scale: (C_out,) multiplies the sums before the bias is added.
+        residual: (N, C_out, H_out, W_out) added after the bias.
+        activation: "none", "relu", "hardtanh" or "prelu"; see :class:`~subbit_infer.epilogue.Epilogue`.
+        slope: (C_out,) of "prelu".
+        shift: (C_out,) added after the activation.
         activation_bits: 32, or 1 to take the sign of x first.
         sign_zero: what the sign of 0 is, 0 or 1.
 
@@ -62,7 +63,8 @@ def conv2d(
     x = binarize(x, sign_zero) if activation_bits == 1 else x
     weight = codebooks.decode(indices, codebook).to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):  # the sums are float32 whatever surrounds the call
-        return _epilogue(F.conv2d(x, weight, None, stride, padding, dilation, groups), scale, bias)
+        sums = F.conv2d(x, weight, None, stride, padding, dilation, groups)
+        return Epilogue(scale, bias, residual, activation, slope, shift).apply(sums)
 
 
 def conv2d_shared(
@@ -76,6 +78,10 @@ def conv2d_shared(
     groups: int = 1,
     *,
     scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    slope: Tensor | None = None,
+    shift: Tensor | None = None,
     activation_bits: int = 32,
     sign_zero: int = 0,
 ) -> Tensor:
@@ -96,4 +102,4 @@ def conv2d_shared(
         first = o // per_group * units
         for u in range(units):
             sums[:, o] += responses[:, first + u, indices[o, u]]
-    return _epilogue(sums, scale, bias)
+    return Epilogue(scale, bias, residual, activation, slope, shift).apply(sums)

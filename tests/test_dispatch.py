@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from subbit_infer import PackedWeight, conv, operators
+from subbit_infer import PackedWeight, conv, operators, pack
 
 
 @pytest.fixture
@@ -21,8 +21,10 @@ def weight():
 def direct_calls(monkeypatch):
     """Counts the calls that go round the dispatcher."""
     calls = []
-    original = operators.conv2d_cpu
-    monkeypatch.setattr(operators, "conv2d_cpu", lambda *arguments: calls.append(1) or original(*arguments))
+    for name in ("conv2d_cpu", "conv2d_packed_cpu"):
+        original = getattr(operators, name)
+        counted = lambda *arguments, original=original: calls.append(1) or original(*arguments)  # noqa: E731
+        monkeypatch.setattr(operators, name, counted)
     return calls
 
 
@@ -48,6 +50,22 @@ def test_gradients_go_through_the_dispatcher(weight, direct_calls):
     with torch.no_grad():
         conv(x, weight)
     assert direct_calls
+
+
+def test_packed_calls_are_direct(weight, direct_calls):
+    y, packed = conv(pack(X), weight, output="both")
+    assert len(direct_calls) == 1
+    assert torch.equal(y, torch.nn.functional.conv2d(X.sign(), weight.decode()))
+    assert torch.equal(packed.unpack(), y.sign())
+
+
+@pytest.mark.parametrize("name", ["residual", "slope", "shift"])
+def test_gradients_of_the_epilogue_go_through_the_dispatcher(weight, direct_calls, name):
+    tensors = {"residual": torch.ones(2, 10, 5, 6), "slope": torch.ones(10), "shift": torch.ones(10)}
+    tensors[name].requires_grad_()
+    conv(X, weight, activation="prelu", **tensors).sum().backward()
+    assert tensors[name].grad is not None
+    assert not direct_calls
 
 
 def test_dispatch_modes_see_the_operator(weight, direct_calls):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import UNIT_1X1, UNIT_3X3, dense_weight, integers, random_weight
 
-from subbit_infer import nn
+from subbit_infer import PackedWeight, conv, nn, pack
 
 
 def dense_conv(**options) -> torch.nn.Conv2d:
@@ -140,7 +140,10 @@ class TestEveryLayer:
 
     def test_repr_and_parameters(self, layer, x):
         assert f"tau={layer.tau}" in repr(layer)
-        assert f"activation_bits={layer.activation_bits}" in repr(layer)
+        assert ("activation_bits=1" in repr(layer)) == (layer.activation_bits == 1)
+        assert ("sign_zero=1" in repr(layer)) == (layer.sign_zero == 1)
+        for usual in ("activation=", "output=", "shift", "pack_sign_zero", "=True"):
+            assert usual not in repr(layer)
         assert list(layer.parameters()) == []
 
     def test_compile_and_export(self, layer, x):
@@ -148,6 +151,102 @@ class TestEveryLayer:
         assert torch.equal(compiled(x), layer(x))
         program = torch.export.export(layer, (x,))
         assert torch.equal(program.module()(x), layer(x))
+
+
+class TestEpilogue:
+    """Layers that do more than their sums."""
+
+    VECTORS = ("slope", "shift", "pack_shift")
+
+    @pytest.fixture
+    def prelu(self):
+        vectors = {name: integers(12, seed=i) for i, name in enumerate(self.VECTORS)}
+        return nn.SubbitConv2d.from_dense(
+            dense_conv(padding=1), activation="prelu", output="both", activation_bits=1, pack_sign_zero=1, **vectors
+        )
+
+    def test_forward(self, prelu):
+        x, residual = integers(2, 8, 9, 10), integers(2, 12, 9, 10, seed=7)
+        options = {name: getattr(prelu, name) for name in self.VECTORS}
+        options |= {"activation": "prelu", "activation_bits": 1, "output": "both", "pack_sign_zero": 1}
+        y, packed = prelu(x, residual)
+        expected, expected_packed = conv(x, prelu.packed_weight(), padding=1, residual=residual, **options)
+        assert torch.equal(y, expected)
+        assert torch.equal(packed.plus, expected_packed.plus)
+        assert packed.nonzero is None
+        assert torch.equal(prelu(pack(x), residual)[0], y)
+
+    def test_linear(self):
+        weight = PackedWeight.from_indices(*random_weight(UNIT_1X1, 10, 3, 16))
+        first = nn.SubbitLinear.from_packed(weight, activation="hardtanh", output="packed")
+        weight = PackedWeight.from_indices(*random_weight(UNIT_1X1, 6, 3, 16), bias=integers(6))
+        last = nn.SubbitLinear.from_packed(weight, activation_bits=1, activation="relu", shift=integers(6, seed=1))
+        x, residual = integers(5, 24), integers(5, 6)
+        hidden = torch.nn.functional.pad(first(x).unpack()[:, :, 0, 0], (0, 14))
+        packed = pack(hidden[:, :, None, None])
+        expected = (hidden @ weight.decode()[:, :, 0, 0].T + weight.bias + residual).relu() + last.shift
+        assert torch.equal(last(packed, residual), expected)
+
+    def test_state_dict(self, prelu):
+        assert list(prelu.state_dict()) == ["packed_indices", "packed_codebook", "scale", "bias", *self.VECTORS]
+        empty = nn.SubbitConv2d(
+            8, 12, codewords=prelu.codewords, padding=1, activation="prelu", shift=True, pack_shift=True,
+            output="both", activation_bits=1, pack_sign_zero=1,
+        )  # fmt: skip
+        assert empty.slope.tolist() == [0.25] * 12
+        empty.load_state_dict(prelu.state_dict())
+        x = integers(2, 8, 9, 10)
+        assert torch.equal(empty(x)[0], prelu(x)[0])
+
+    def test_a_state_dict_of_before(self):
+        layer = nn.SubbitConv2d.from_dense(dense_conv())
+        state = {name: getattr(layer, name) for name in ("packed_indices", "packed_codebook", "scale", "bias")}
+        assert layer.state_dict().keys() == state.keys()
+        nn.SubbitConv2d(8, 12, codewords=layer.codewords).load_state_dict(state)
+
+    def test_repr(self, prelu):
+        text = "activation_bits=1, activation='prelu', output='both', pack_sign_zero=1, shift=True, pack_shift=True"
+        assert repr(prelu).endswith(f"unit=(1, 3, 3), {text})")
+
+    def test_half(self, prelu):
+        half = copy.deepcopy(prelu).half()
+        x = integers(2, 8, 9, 10)
+        assert torch.equal(half(x.half())[0], prelu(x)[0].half())
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"activation": "gelu"}, ValueError, "activation must be one of 'none', .* got 'gelu'"),
+            ({"activation": "prelu"}, ValueError, "slope must be given where activation is 'prelu'"),
+            ({"slope": torch.ones(12)}, ValueError, "slope must be None unless activation is 'prelu', got 'none'"),
+            ({"shift": torch.ones(11)}, ValueError, r"shift must have shape \(C_out,\) = \(12,\), got \(11,\)"),
+            ({"pack_shift": torch.ones(12)}, ValueError, "pack_shift must be None where output is 'float'"),
+            ({"output": "bits"}, ValueError, "output must be 'float', 'packed' or 'both', got 'bits'"),
+            ({"color": 1}, TypeError, "options must be among those of the constructor, got color"),
+        ],
+    )
+    def test_errors(self, options, error, message):
+        with pytest.raises(error, match=message):
+            nn.SubbitConv2d.from_dense(dense_conv(), **options)
+
+    def test_compile_and_export(self, prelu):
+        class Two(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first = prelu
+                weight = PackedWeight.from_indices(*random_weight(UNIT_3X3, 8, 12, 32))
+                self.second = nn.SubbitConv2d.from_packed(weight, activation_bits=1, padding=1)
+
+            def forward(self, x):
+                y, packed = self.first(x)
+                return y, self.second(packed)
+
+        model, x = Two(), integers(2, 8, 9, 10)
+        expected = model(x)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+        exported = torch.export.export(model, (x,)).module()(x)
+        for ours in (compiled, exported):
+            assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
 def test_from_dense_refuses_other_padding_modes():

@@ -301,16 +301,16 @@ class TestErrors:
             ({2: torch.zeros(36, dtype=torch.int32)}, TypeError, "packed_codebook must be uint8, got torch.int32"),
             ({1: torch.zeros(10, 7, dtype=torch.uint8)}, ValueError, "packed indices must hold 80 bytes, got 70"),
             ({0: torch.zeros(1, 12, 5, 5, dtype=torch.float64)}, TypeError, "got torch.float64"),
-            ({5: [0, 1]}, ValueError, "stride and dilation must be at least 1"),
-            ({12: 2}, ValueError, "activation_bits must be 1 or 32, got 2"),
-            ({9: 11}, ValueError, "x must have C_in = 11 channels"),
+            ({9: [0, 1]}, ValueError, "stride and dilation must be at least 1"),
+            ({16: 2}, ValueError, "activation_bits must be 1 or 32, got 2"),
+            ({13: 11}, ValueError, "x must have C_in = 11 channels"),
         ],
     )
     def test_bad_arguments_of_the_operator(self, weight, change, error, message):
         packed = PackedWeight.from_indices(*weight)
         arguments = [
-            torch.zeros(1, 12, 5, 5), packed.packed_indices, packed.packed_codebook, None, None, [1, 1], [0, 0], [1, 1],
-            1, 12, 32, [1, 3, 3], 32, 0,
+            torch.zeros(1, 12, 5, 5), packed.packed_indices, packed.packed_codebook, None, None, None, None, None,
+            "none", [1, 1], [0, 0], [1, 1], 1, 12, 32, [1, 3, 3], 32, 0,
         ]  # fmt: skip
         for i, value in change.items():
             arguments[i] = value
@@ -329,8 +329,8 @@ class TestTorchLibrary:
         x = torch.randn(2, 4 * unit[0], 7, 8).contiguous(memory_format=memory_format).requires_grad_(requires_grad)
         scale, bias = (torch.rand(10, requires_grad=requires_grad) for _ in range(2))
         return (
-            x, packed.packed_indices, packed.packed_codebook, scale, bias, [1, 2], [1, 1], [1, 1], 1, packed.units,
-            packed.codewords, list(unit), activation_bits, 0,
+            x, packed.packed_indices, packed.packed_codebook, scale, bias, None, None, None, "none", [1, 2], [1, 1],
+            [1, 1], 1, packed.units, packed.codewords, list(unit), activation_bits, 0,
         )  # fmt: skip
 
     @pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1, (1, 5, 5)])
