@@ -6,16 +6,15 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from subbit_infer._cache import PerTensor
-from subbit_infer.activations import pack_signs, unpack_signs
-from subbit_infer.epilogue import Epilogue
+from subbit_infer.epilogue import ACTIVATIONS
 
 # torch comes first: the compiled module takes its OpenMP functions from the runtime that torch has loaded.
 try:
@@ -38,17 +37,26 @@ machine_level = _C.machine_level
 active_level = _C.active_level
 
 
-@dataclass
-class _Prepared:
-    """A weight as the kernels read it, and what its tensors were when it was made."""
+class Prepared:
+    """A weight as the kernels read it, and the convolutions with it, by their sizes and options."""
 
-    weight: _C.Weight
+    def __init__(self, weight: _C.Weight, channels: int) -> None:
+        self.weight = weight
+        self.channels = channels  # of a group
+        self.convs: dict[tuple[object, ...], _C.Conv] = {}
+
+
+@dataclass
+class _Entry:
+    """A prepared weight, and what its tensors were when it was made."""
+
+    weight: Prepared
     codebook: weakref.ref[Tensor]
     state: tuple[object, ...]
     copy: tuple[Tensor, Tensor] | None  # only of tensors that do not count their changes
 
 
-_prepared = PerTensor[_Prepared]()  # by packed_indices
+_prepared = PerTensor[_Entry]()  # by packed_indices
 _lock = threading.Lock()
 # Held across fork(), so that a child never inherits it locked by a thread that it does not have.
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -66,13 +74,13 @@ def _state(
     return where, versions, units, codewords, unit
 
 
-def _is_current(entry: _Prepared, packed: Tensor, codebook: Tensor, state: tuple[object, ...]) -> bool:
+def _is_current(entry: _Entry, packed: Tensor, codebook: Tensor, state: tuple[object, ...]) -> bool:
     if entry.codebook() is not codebook or entry.state != state:
         return False
     return entry.copy is None or (torch.equal(packed, entry.copy[0]) and torch.equal(codebook, entry.copy[1]))
 
 
-def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]) -> _C.Weight:
+def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]) -> Prepared:
     """The weight as the kernels read it: validated and decoded once, and again only if its tensors change.
 
     Changes that torch does not count (through ``.data``, or through memory shared with NumPy) are not seen.
@@ -105,76 +113,72 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         )
         uncounted = packed.is_inference() or codebook.is_inference()
         copy = (packed.clone(), codebook.clone()) if uncounted else None
-        _prepared.put(packed, _Prepared(weight, weakref.ref(codebook), state, copy))
-        return weight
+        prepared = Prepared(weight, units * unit[0])
+        _prepared.put(packed, _Entry(prepared, weakref.ref(codebook), state, copy))
+        return prepared
+
+
+_MOST_CONVS = 32  # sizes and options that one weight is kept planned for
+
+
+def _conv(
+    weight: Prepared,
+    x: Tensor,
+    y: Tensor | None,
+    residual: Tensor | None,
+    packs: bool,
+    sizes: tuple[int, ...],
+    *options: Any,
+) -> _C.Conv:
+    """The convolution for these sizes and options, planned at their first call."""
+    packed = x.dtype == torch.int64
+    x_strides = None if packed else x.stride()
+    y_strides = None if y is None else y.stride()
+    residual_strides = None if residual is None else residual.stride()
+    threads = torch.get_num_threads()
+    key = x.shape, x_strides, sizes, y_strides, residual_strides, packs, threads, options
+    conv = weight.convs.get(key)
+    if conv is not None:
+        return conv
+    stride, padding, dilation, groups, activation_bits, sign_zero, activation, level = options
+    x_shape = (x.shape[0], weight.channels * groups, *x.shape[1:3]) if packed else x.shape
+    conv = _C.Conv(
+        weight.weight, x_shape, x_strides, sizes, y_strides, residual_strides, packs, stride, padding, dilation, groups,
+        activation_bits == 1, bool(sign_zero) and not packed, ACTIVATIONS.index(activation), threads, level,
+    )  # fmt: skip
+    if len(weight.convs) >= _MOST_CONVS:
+        weight.convs.clear()
+    weight.convs[key] = conv
+    return conv
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def conv2d(
-    weight: _C.Weight,
+    weight: Prepared,
     x: Tensor,
-    y: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation_bits: int,
-    sign_zero: int,
-    level: str | None = None,
-) -> None:
-    """Writes the convolution of x (N, C_in, H, W) to y (N, C_out, H_out, W_out), both float32 on the CPU.
-
-    The level is the one asked for by ``SUBBIT_ISA``, else the machine's, unless ``level`` names one. Runs on as
-    many threads as torch, without the GIL.
-
-    Raises:
-        ValueError: sizes do not fit each other, or the level is unknown or more than the machine has.
-    """
-    _C.conv2d(
-        weight,
-        x.data_ptr(),
-        x.shape,
-        x.stride(),
-        y.data_ptr(),
-        y.shape,
-        y.stride(),
-        0 if scale is None else scale.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        stride,
-        padding,
-        dilation,
-        groups,
-        activation_bits == 1,
-        bool(sign_zero),
-        torch.get_num_threads(),
-        level,
-    )
-
-
-def conv2d_fused(
-    weight: _C.Weight,
-    x: Tensor,
-    x_nonzero: Tensor | None,
     y: Tensor | None,
-    out_plus: Tensor | None,
-    out_nonzero: Tensor | None,
     scale: Tensor | None,
     bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    slope: Tensor | None,
-    shift: Tensor | None,
-    pack_shift: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
     groups: int,
     activation_bits: int,
     sign_zero: int,
-    in_channels: int,
-    sizes: tuple[int, int, int, int],
     level: str | None = None,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    slope: Tensor | None = None,
+    shift: Tensor | None = None,
+    x_nonzero: Tensor | None = None,
+    plus: Tensor | None = None,
+    nonzero: Tensor | None = None,
+    pack_shift: Tensor | None = None,
+    sizes: tuple[int, int, int, int] | None = None,
 ) -> None:
     """Writes a convolution with everything before and after it: float or packed in, float, packed or both out.
 
@@ -182,55 +186,45 @@ def conv2d_fused(
     by itself, in this order, what is None left out::
 
         v = sums * scale;  v = v + bias;  v = v + residual;  v = activation(v);  v = v + shift;  y = v
-        s = v + pack_shift;  out_plus = s > 0, or s >= 0 where out_nonzero is None;  out_nonzero = s > 0 or s < 0
+        s = v + pack_shift;  plus = s > 0, or s >= 0 where nonzero is None;  nonzero = s > 0 or s < 0
 
-    The callers have checked every argument; all tensors are on the CPU. None is a null pointer, and all pointers are
-    to the first element:
+    Runs on as many threads as torch, without the GIL. The callers have checked every argument; all tensors are on the CPU.
 
     Args:
         weight: the prepared weight.
         x: float32 (N, C_in, H, W) of any strides; or int64 (N, H, W, ceil(C_in / 64)), contiguous: the ``plus`` words
-            of packed activations, whose bits from C_in on are 0.
-        x_nonzero: where x is int64, the ``nonzero`` words, of x's shape, contiguous; None where no activation is 0 (a
-            0 bit of x is then -1, at channels below C_in). None where x is float32. Padding contributes nothing
-            in either case.
-        y: float32 (N, C_out, H_out, W_out), contiguous or channels_last, to be written; None: not asked for.
-        out_plus: int64 (N, H_out, W_out, ceil(C_out / 64)), contiguous, to be written wholly, bits from C_out on as 0;
-            None: not asked for. y, out_plus or both are given.
-        out_nonzero: the same of the values that are not 0 (and not NaN); None where out_plus is None, or where zeros
-            count as +1 (NaN then packs as -1).
+            of packed activations.
+        y: float32 (N, C_out, H_out, W_out), contiguous or channels_last; None: not asked for.
         scale: float32 (C_out,), contiguous; so are bias, slope, shift and pack_shift.
         bias: as scale.
-        residual: float32 (N, C_out, H_out, W_out) of any strides, 0 among them (expanded); never overlaps y.
-        activation: "none", "relu", "hardtanh" (between -1 and 1) or "prelu" (v where v > 0, else slope * v). NaN goes
-            through all of them; the sign of a zero does not matter.
-        slope: as scale; given if and only if ``activation`` is "prelu".
-        shift: as scale.
-        pack_shift: as scale; has no effect where out_plus is None.
         stride: rows, columns; so are padding and dilation.
-        padding: zeros above and below, left and right.
+        padding: zeros above and below, left and right. They contribute nothing.
         dilation: distance of the taps.
         groups: groups of channels.
-        activation_bits: 32, or 1 to take the sign of x; 1 where x is int64.
-        sign_zero: what the sign of an exact 0 of a float x is; no effect where x is int64.
-        in_channels: C_in, which int64 x does not tell.
-        sizes: (N, C_out, H_out, W_out), which out_plus alone does not tell.
-        level: as in :func:`conv2d`.
+        activation_bits: 32, or 1 to take the sign of x; 1 where x is packed.
+        sign_zero: what the sign of an exact 0 of a float x is; no effect where x is packed.
+        level: None for the one asked for by ``SUBBIT_ISA``, else the machine's. Read when a weight first meets a size.
+        residual: float32 (N, C_out, H_out, W_out), whose rows follow each other; never overlaps y.
+        activation: one of ``epilogue.ACTIVATIONS``.
+        slope: as scale; given if and only if ``activation`` is "prelu".
+        shift: as scale.
+        x_nonzero: where x is packed, its ``nonzero`` words; None where no activation is 0.
+        plus: int64 (N, H_out, W_out, ceil(C_out / 64)), contiguous; None: not asked for. y, plus or both are given.
+        nonzero: the same; None where zeros count as +1 (NaN then packs as -1), and without plus.
+        pack_shift: as scale.
+        sizes: (N, C_out, H_out, W_out); None for y's.
 
     Raises:
-        ValueError: the level is unknown or more than the machine has.
+        ValueError: sizes do not fit each other, or the level is unknown or more than the machine has.
     """
-    if x.dtype == torch.int64:
-        x, sign_zero = unpack_signs(x, x_nonzero, in_channels), 0
-    sums = torch.empty(sizes, dtype=torch.float32, memory_format=torch.channels_last) if y is None else y
-    conv2d(weight, x, sums, scale, bias, stride, padding, dilation, groups, activation_bits, sign_zero, level)
-    if residual is None and activation == "none" and shift is None and out_plus is None:
-        return
-    v = Epilogue(None, None, residual, activation, slope, shift).apply(sums)
-    if y is not None and v is not y:
-        y.copy_(v)
-    if out_plus is not None:
-        plus, nonzero = pack_signs(v, pack_shift, int(out_nonzero is None))
-        out_plus.copy_(plus)
-        if out_nonzero is not None and nonzero is not None:
-            out_nonzero.copy_(nonzero)
+    if sizes is None:
+        assert y is not None
+        sizes = y.shape
+    conv = _conv(
+        weight, x, y, residual, plus is not None, sizes, stride, padding, dilation, groups, activation_bits, sign_zero,
+        activation, level,
+    )  # fmt: skip
+    conv(
+        x.data_ptr(), _pointer(x_nonzero), _pointer(y), _pointer(plus), _pointer(nonzero), _pointer(scale), _pointer(bias),
+        _pointer(residual), _pointer(slope), _pointer(shift), _pointer(pack_shift),
+    )  # fmt: skip

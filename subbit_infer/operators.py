@@ -102,6 +102,12 @@ def _check_memory(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must have its memory: its storage was resized to 0")
 
 
+def _rows_in_order(x: Tensor) -> Tensor:
+    """X itself if its rows follow each other, as kernels read them, else a copy."""
+    follow = x.shape[2] <= 1 or x.stride(2) == x.shape[3] * x.stride(3)
+    return x if follow else x.contiguous()
+
+
 def _on_cpu(call: Call, sizes: _Sizes) -> _Outputs:
     """The compiled kernels where there are any for the unit, else the reference."""
     unit = cast("tuple[int, int, int]", tuple(call.unit))
@@ -118,31 +124,30 @@ def _on_cpu(call: Call, sizes: _Sizes) -> _Outputs:
         x = x.to(torch.float32)
     if residual is not None:
         _check_memory("residual", residual)
-        residual = residual.to(torch.float32)
+        residual = _rows_in_order(residual.to(torch.float32))
     y = call.empty(sizes, torch.float32) if call.float_output else None
     plus, nonzero = call.empty_words(sizes) if call.packed_output else (None, None)
-    _native.conv2d_fused(
+    _native.conv2d(
         _native.prepare(call.packed_indices, call.packed_codebook, call.units, call.codewords, unit),
         x,
-        x_nonzero,
         y,
-        plus,
-        nonzero,
         _float_vector(call.scale),
         _float_vector(call.bias),
-        residual,
-        call.activation,
-        _float_vector(call.slope),
-        _float_vector(call.shift),
-        _float_vector(call.pack_shift),
-        call.stride,
-        call.padding,
-        call.dilation,
+        _pair(call.stride),
+        _pair(call.padding),
+        _pair(call.dilation),
         call.groups,
         call.activation_bits,
         call.sign_zero,
-        call.in_channels,
-        sizes,
+        residual=residual,
+        activation=call.activation,
+        slope=_float_vector(call.slope),
+        shift=_float_vector(call.shift),
+        x_nonzero=x_nonzero,
+        plus=plus,
+        nonzero=nonzero,
+        pack_shift=_float_vector(call.pack_shift),
+        sizes=sizes,
     )
     if y is not None and call.dtype != torch.float32:
         y = y.to(call.dtype)

@@ -28,7 +28,9 @@ inline Bits load_bits(const float* p, int n, bool sign_zero) {
       x[i] = _mm512_loadu_ps(p + 16 * i);
     } else {
       const int left = n - 16 * i;
-      x[i] = _mm512_maskz_loadu_ps(left >= 16 ? 0xffff : left > 0 ? static_cast<__mmask16>((1u << left) - 1) : 0,
+      x[i] = _mm512_maskz_loadu_ps(left >= 16 ? 0xffff
+                                   : left > 0 ? static_cast<__mmask16>((1u << left) - 1)
+                                              : 0,
                                    p + 16 * i);
     }
   }

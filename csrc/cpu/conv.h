@@ -1,14 +1,35 @@
-// A sub-bit convolution on the CPU.
+// A convolution whose sizes and weight are settled: selected, planned and prepared once, then run any number of times.
 #pragma once
 
+#include <cstdint>
+
 #include "core/conv_params.h"
-#include "core/level.h"
-#include "cpu/weight.h"
+#include "cpu/run.h"
 
 namespace subbit {
 
-// y = scale * conv(x, weight) + bias. `params` must agree with the weight and with itself (the caller has
-// checked); y must not overlap x. Uses kernels of at most `level`.
-void conv(const Weight& weight, const ConvParams& params, Level level);
+class Conv {
+ public:
+  // The weight must outlive it. Throws std::invalid_argument where sizes overflow.
+  Conv(const Weight& weight, const ConvParams& params, Level level);
+
+  // Safe to call from any number of threads at once.
+  void operator()(const ConvOperands& operands) const;
+
+  // Whether the input is packed activations.
+  bool is_packed() const { return unpacks_ || plan_.params.x_is_packed; }
+
+ private:
+  Strip strip_of(std::int64_t task) const;
+  void run(const ConvOperands& operands) const;
+  void unpack(const ConvOperands& operands, float* x) const;
+  void pack(const ConvOperands& operands, const float* y) const;
+
+  ConvPlan plan_;
+  std::int64_t tasks_ = 0;  // strips of all images and groups
+  int threads_ = 1;
+  bool unpacks_ = false;     // packed input that the layout does not read
+  bool packs_last_ = false;  // see pack
+};
 
 }  // namespace subbit

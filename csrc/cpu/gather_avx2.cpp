@@ -17,4 +17,7 @@ void gather_binary_rows_avx2(const GatherRowsTask& task) { gather_rows<I8x32, 1,
 void finish_float_rows_avx2(const FinishTask& task) { finish_rows<F32x8, float, 16>(task); }
 void finish_binary_rows_avx2(const FinishTask& task) { finish_rows<F32x8, std::int16_t, 32>(task); }
 
+void pack_float_rows_avx2(const PackTask& task) { pack_rows<F32x8>(task); }
+void pack_binary_rows_avx2(const PackTask& task) { pack_rows<F32x8>(task); }
+
 }  // namespace subbit

@@ -15,4 +15,6 @@ void gather_float_rows_avx512(const GatherRowsTask& task) {
 
 void finish_float_rows_avx512(const FinishTask& task) { finish_rows<F32x16, float, 16>(task); }
 
+void pack_float_rows_avx512(const PackTask& task) { pack_rows<F32x8>(task); }
+
 }  // namespace subbit

@@ -109,6 +109,17 @@ struct StagePatchesTask {
   std::uint64_t* positive;
 };
 
+// The same for up to 64 channels of packed activations at once.
+struct StagePackedTask {
+  StageTask input;  // whose steps count words; x and plane are not used
+  const std::uint64_t* words;
+  const std::uint64_t* nonzero;  // or null
+  int channels;                  // 1 to 64
+  std::uint64_t* plus;           // of the first channel
+  std::uint64_t* positive;
+  std::int64_t channel_stride;  // words from channel to channel
+};
+
 // The codes of the patches that a unit sees at up to kChunk pixels: for each, where the rows for its place in the image
 // begin, plus the number whose bit t is tap t, all times slot / 8.
 struct CodePatchesTask {
@@ -142,33 +153,35 @@ struct LookUpTask {
 
 // ---- bits layout ----------------------------------------------------------------------------------------
 
-// Activations are pairs of words, 64 channels each: which are not zero (`used`), and which of those are +1 (`plus`).
-// Of a pixel, word w is at [2 * w] and [2 * w + 1]; words of pixels that are padding are 0.
-struct StageBitsTask {
-  const float* x;  // channel 0 of the word, at the first column that lies in the image
-  std::int64_t x_channel, x_column;
-  int channels;  // 1 to 64
-  std::int64_t columns;
-  std::uint64_t* words;      // of the first column
-  std::int64_t word_stride;  // between two columns
-  bool sign_zero;
-};
-
+// Activations are words of 64 channels: which are not zero (`used`), and which are +1 (`plus`). Words of pixels that
+// are padding are 0.
 struct MatchBitsTask {
-  const std::uint64_t* pixel[4];   // kBitsPixels patches' first words
+  const std::uint64_t* used[4];    // of kBitsPixels pixels: the first tap's words
+  std::int64_t plus;               // from there to the words of signs
   const std::int64_t* tap_offset;  // of each tap from the first
   int taps, words;
   const std::uint64_t* weights;  // [outputs / 8][tap][word][8]: the bits of 64 channels for 8 outputs, 1 is +1
   std::int64_t outputs;          // a multiple of kOutputsPerMatch
   int pixels;                    // 1 to kBitsPixels
   std::uint16_t* different;      // [pixel][outputs]: how many activations differ from the weight in sign
-  float* used;                   // [pixel]: how many are not zero
+  float* used_count;             // [pixel]: how many are not zero
 };
 
 constexpr int kBitsPixels = 4;
 constexpr int kOutputsPerMatch = 32;
 
 // ---- finish ---------------------------------------------------------------------------------------------
+
+// Where signs go: a pixel's words are `stride` behind the one's before it.
+struct Words {
+  std::uint64_t* plus;     // > 0, or >= 0 with sign_zero
+  std::uint64_t* nonzero;  // plus or < 0; or null
+  std::int64_t stride;
+  const float* shift;  // of each channel, added before the sign is taken; or null
+  bool sign_zero;
+};
+
+constexpr int kFinishPixels = 64;  // of a task, at most
 
 struct FinishTask {
   const void* sums;  // rows: [outputs][pixels of a row]; else [pixel][sums_stride]
@@ -178,15 +191,48 @@ struct FinishTask {
   // Other layouts than rows: the true sum is factor * sum + offset[pixel]. All are integers below 2^24.
   float factor;
   const float* offset;
-  float* y;  // output channel 0 of the tile's first pixel
+  Activation activation;
+  // Of output channel 0, and of the tile's first pixel; null is left out.
+  const float* scale;
+  const float* bias;
+  const float* slope;
+  const float* shift;
+  const float* residual;
+  std::int64_t residual_channel, residual_pixel;
+  float* y;  // or, in other layouts than rows and without residual, `words`
   std::int64_t y_channel, y_pixel;
-  const float* scale;  // or null
-  const float* bias;   // or null
+  Words words;
+};
+
+// The signs of floats as words of 64 channels; bits behind the last channel are 0.
+struct PackTask {
+  const float* x;  // channel 0 of the first pixel
+  std::int64_t x_channel, x_pixel;
+  std::int64_t channels;
+  std::int64_t pixels;
+  Words words;
 };
 
 // ---- the kernels ----------------------------------------------------------------------------------------
 
 enum class Layout { kRows, kPatches, kBits };
+
+struct RowsSteps {
+  void (*stage)(const StageTask&);
+  void (*respond)(const RespondRowsTask&);
+  void (*gather)(const GatherRowsTask&);
+};
+
+struct PatchesSteps {
+  bool (*stage)(const StagePatchesTask&);  // whether there are zeros; so does the next
+  bool (*stage_packed)(const StagePackedTask&);
+  void (*code)(const CodePatchesTask&);
+  void (*look_up)(const LookUpTask&);
+};
+
+struct BitsSteps {  // it is staged by `pack`
+  void (*match)(const MatchBitsTask&);
+};
 
 struct Kernel {
   const char* name;
@@ -195,16 +241,11 @@ struct Kernel {
   Layout layout;
   int pixels;  // of a tile
   int max_tau;
-  // Those of other layouts are null.
-  void (*stage_rows)(const StageTask&);
-  void (*respond_rows)(const RespondRowsTask&);
-  void (*gather_rows)(const GatherRowsTask&);
-  bool (*stage_patches)(const StagePatchesTask&);  // whether there are zeros
-  void (*code_patches)(const CodePatchesTask&);
-  void (*look_up_patches)(const LookUpTask&);
-  void (*stage_bits)(const StageBitsTask&);
-  void (*match_bits)(const MatchBitsTask&);
+  RowsSteps rows;  // of the other layouts: null
+  PatchesSteps patches;
+  BitsSteps bits;
   void (*finish)(const FinishTask&);
+  void (*pack)(const PackTask&);
 };
 
 }  // namespace subbit

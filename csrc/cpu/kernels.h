@@ -9,16 +9,19 @@ namespace subbit {
   void stage_##NAME(const StageTask&);                \
   void respond_##NAME(const RespondRowsTask&);        \
   void gather_##NAME(const GatherRowsTask&);          \
-  void finish_##NAME(const FinishTask&);
+  void finish_##NAME(const FinishTask&);              \
+  void pack_##NAME(const PackTask&);
 #define SUBBIT_PATCHES(NAME, LEVEL, ACTIVATIONS, PIXELS) \
   bool stage_##NAME(const StagePatchesTask&);            \
+  bool stage_packed_##NAME(const StagePackedTask&);      \
   void code_##NAME(const CodePatchesTask&);              \
   void look_up_##NAME(const LookUpTask&);                \
-  void finish_##NAME(const FinishTask&);
+  void finish_##NAME(const FinishTask&);                 \
+  void pack_##NAME(const PackTask&);
 #define SUBBIT_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
-  void stage_##NAME(const StageBitsTask&);            \
   void match_##NAME(const MatchBitsTask&);            \
-  void finish_##NAME(const FinishTask&);
+  void finish_##NAME(const FinishTask&);              \
+  void pack_##NAME(const PackTask&);
 #include "cpu/kernels.inc"
 #undef SUBBIT_BITS
 #undef SUBBIT_ROWS

@@ -5,6 +5,7 @@
 #include "cpu/bits_avx512.h"
 #include "cpu/finish_avx512.h"
 #include "cpu/kernels.h"
+#include "cpu/pack_avx512.h"
 
 namespace subbit {
 namespace {
@@ -141,6 +142,42 @@ bool stage_binary_patches_avx512vbmi(const StagePatchesTask& task) {
   return zeros;
 }
 
+bool stage_packed_binary_patches_avx512vbmi(const StagePackedTask& task) {
+  const StageTask& input = task.input;
+  const std::int64_t words = (input.rows * input.columns + kWordBits - 1) / kWordBits;
+  for (int c = 0; c < task.channels; ++c) {
+    std::uint64_t* plus = task.plus + c * task.channel_stride;
+    std::uint64_t* positive = task.positive + c * task.channel_stride;
+    for (std::int64_t w = 0; w < words; ++w) plus[w] = positive[w] = 0;
+  }
+  std::uint64_t zeros = 0;
+  // Rows without gaps between them are one run.
+  const bool gapless = input.count == input.columns && input.row_step == input.columns * input.step;
+  const std::int64_t rows = gapless ? 1 : input.inside_end - input.inside_begin;
+  const std::int64_t count = gapless ? (input.inside_end - input.inside_begin) * input.columns : input.count;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t i = 0; i < count; i += kWordBits) {
+      const int n = count - i < kWordBits ? static_cast<int>(count - i) : kWordBits;
+      const std::int64_t from = row * input.row_step + i * input.step;
+      const std::int64_t to = (input.inside_begin + row) * input.columns + input.before + i;
+      alignas(64) std::uint64_t plus[64] = {}, positive[64] = {};
+      for (int p = 0; p < n; ++p) {
+        plus[p] = task.words[from + p * input.step];
+        positive[p] = task.nonzero ? plus[p] | ~task.nonzero[from + p * input.step] : plus[p];
+      }
+      transpose(plus);
+      if (task.nonzero) transpose(positive);
+      for (int c = 0; c < task.channels; ++c) {
+        const std::uint64_t high = task.nonzero ? positive[c] & (~std::uint64_t{0} >> (kWordBits - n)) : plus[c];
+        put_bits(task.plus + c * task.channel_stride, to, plus[c], n);
+        put_bits(task.positive + c * task.channel_stride, to, high, n);
+        zeros |= plus[c] ^ high;
+      }
+    }
+  }
+  return zeros != 0;
+}
+
 void code_binary_patches_avx512vbmi(const CodePatchesTask& task) {
   const auto bits = [&](int t) {
     return (get_bits(task.plane, task.tap_bit[t]) & task.inside[t]) | (task.outside & ~task.inside[t]);
@@ -179,5 +216,6 @@ void look_up_binary_patches_avx512vbmi(const LookUpTask& task) {
 }
 
 void finish_binary_patches_avx512vbmi(const FinishTask& task) { finish_by_pixel(task); }
+void pack_binary_patches_avx512vbmi(const PackTask& task) { pack(task); }
 
 }  // namespace subbit

@@ -13,34 +13,33 @@ namespace {
 constexpr int kMaxTauOfPatches = 6;  // 64 codewords fill a 512-bit register
 
 constexpr Kernel kKernels[] = {
-#define SUBBIT_ROWS(NAME, LEVEL, ACTIVATIONS, PIXELS)       \
-  {#NAME,         Level::LEVEL,   Activations::ACTIVATIONS, \
-   Layout::kRows, PIXELS,         kMaxTau,                  \
-   stage_##NAME,  respond_##NAME, gather_##NAME,            \
-   nullptr,       nullptr,        nullptr,                  \
-   nullptr,       nullptr,        finish_##NAME},
-#define SUBBIT_PATCHES(NAME, LEVEL, ACTIVATIONS, PIXELS) \
-  {#NAME,                                                \
-   Level::LEVEL,                                         \
-   Activations::ACTIVATIONS,                             \
-   Layout::kPatches,                                     \
-   PIXELS,                                               \
-   kMaxTauOfPatches,                                     \
-   nullptr,                                              \
-   nullptr,                                              \
-   nullptr,                                              \
-   stage_##NAME,                                         \
-   code_##NAME,                                          \
-   look_up_##NAME,                                       \
-   nullptr,                                              \
-   nullptr,                                              \
-   finish_##NAME},
-#define SUBBIT_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS)     \
-  {#NAME,         Level::LEVEL, Activations::ACTIVATIONS, \
-   Layout::kBits, PIXELS,       kMaxTau,                  \
-   nullptr,       nullptr,      nullptr,                  \
-   nullptr,       nullptr,      nullptr,                  \
-   stage_##NAME,  match_##NAME, finish_##NAME},
+#define SUBBIT_ROWS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
+  {#NAME,                                             \
+   Level::LEVEL,                                      \
+   Activations::ACTIVATIONS,                          \
+   Layout::kRows,                                     \
+   PIXELS,                                            \
+   kMaxTau,                                           \
+   {stage_##NAME, respond_##NAME, gather_##NAME},     \
+   {},                                                \
+   {},                                                \
+   finish_##NAME,                                     \
+   pack_##NAME},
+#define SUBBIT_PATCHES(NAME, LEVEL, ACTIVATIONS, PIXELS)             \
+  {#NAME,                                                            \
+   Level::LEVEL,                                                     \
+   Activations::ACTIVATIONS,                                         \
+   Layout::kPatches,                                                 \
+   PIXELS,                                                           \
+   kMaxTauOfPatches,                                                 \
+   {},                                                               \
+   {stage_##NAME, stage_packed_##NAME, code_##NAME, look_up_##NAME}, \
+   {},                                                               \
+   finish_##NAME,                                                    \
+   pack_##NAME},
+#define SUBBIT_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS)                                 \
+  {#NAME, Level::LEVEL, Activations::ACTIVATIONS, Layout::kBits, PIXELS,     kMaxTau, \
+   {},    {},           {match_##NAME},           finish_##NAME, pack_##NAME},
 #include "cpu/kernels.inc"
 #undef SUBBIT_ROWS
 #undef SUBBIT_PATCHES

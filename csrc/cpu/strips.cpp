@@ -38,7 +38,7 @@ std::int64_t pixels_of_strip(const Kernel& kernel, const Problem& problem, std::
     case Layout::kPatches:  // two bits for each channel
       return std::min(4 * kStripBytes / (problem.units * unit_channels(problem.unit)), kMostPatchPixels);
     case Layout::kBits:
-      return std::min(kStripBytes / (outputs * 2), kMostStripPixels);
+      return kMostStripPixels;
   }
   return 0;
 }
@@ -100,10 +100,11 @@ StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem&
     const std::int64_t region = rows == 1 ? std::min(pixels, params.out_width) : params.out_width;
     s.region_columns = (region - 1) * params.stride_w + (taps - 1) * params.dilation_w + 1;
     const std::int64_t words = ceil_div(problem.units * unit_channels(params.unit), 64);
-    s.sums_at = scratch.take(checked_product({pixels, s.outputs, 2}, "scratch memory"));
+    s.sums_at = scratch.take(checked_product({kFinishPixels, s.outputs, 2}, "scratch memory"));
     s.planes_at = scratch.take(checked_product({s.region_rows, s.region_columns, words, 16}, "scratch memory"));
-    s.work_at = scratch.take(pixels * std::int64_t{sizeof(float)});
+    s.work_at = scratch.take(kFinishPixels * std::int64_t{sizeof(float)});
   }
+  if (params.packs) s.floats_at = scratch.take(checked_product({s.outputs, kFinishPixels, 4}, "scratch memory"));
   s.scratch_bytes = scratch.used();
   return s;
 }

@@ -67,6 +67,19 @@ struct F32x8 {
   static __m256 load_sums(const std::int16_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p))));
   }
+  static std::uint64_t positive_bits(__m256 x) { return compare_bits<_CMP_GT_OQ>(x); }
+  static std::uint64_t not_negative_bits(__m256 x) { return compare_bits<_CMP_GE_OQ>(x); }
+  static std::uint64_t negative_bits(__m256 x) { return compare_bits<_CMP_LT_OQ>(x); }
+  template <int kRelation>
+  static std::uint64_t compare_bits(__m256 x) {
+    return static_cast<std::uint64_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), kRelation)));
+  }
+  static __m256 load_partial(const float* p, int n) { return load_floats<1>(p, n); }
+  static __m256 max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }  // b where one is NaN; so is min
+  static __m256 min(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
+  static __m256 positive_or(__m256 x, __m256 otherwise) {
+    return _mm256_blendv_ps(otherwise, x, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ));
+  }
   static void store_partial(float* p, __m256 x, int n) {
     if (n >= kLanes) {
       _mm256_storeu_ps(p, x);

@@ -48,10 +48,11 @@ std::int64_t output_size(std::int64_t input, std::int64_t pad, std::int64_t dila
   return input + 2 * pad < reach ? -1 : (input + 2 * pad - reach) / stride + 1;
 }
 
-void conv2d(const Weight& weight, std::uintptr_t x, const Quad& x_shape, const Quad& x_strides, std::uintptr_t y,
-            const Quad& y_shape, const Quad& y_strides, std::uintptr_t scale, std::uintptr_t bias, const Pair& stride,
-            const Pair& padding, const Pair& dilation, std::int64_t groups, bool binary, bool sign_zero, int threads,
-            const std::optional<std::string>& level) {
+std::unique_ptr<Conv> make_conv(const Weight& weight, const Quad& x_shape, const std::optional<Quad>& x_strides,
+                                const Quad& y_shape, const std::optional<Quad>& y_strides,
+                                const std::optional<Quad>& residual_strides, bool packs, const Pair& stride,
+                                const Pair& padding, const Pair& dilation, std::int64_t groups, bool binary,
+                                bool sign_zero, int activation, int threads, const std::optional<std::string>& level) {
   const DecodedWeight& decoded = weight.decoded();
   constexpr std::int64_t kMost = std::int64_t{1} << 31;
   for (int axis = 0; axis < 2; ++axis) {
@@ -68,30 +69,64 @@ void conv2d(const Weight& weight, std::uintptr_t x, const Quad& x_shape, const Q
   expect(x_shape[1] == decoded.units * unit_channels(decoded.unit) * groups,
          "the input's channels do not fit the weight");
   expect(y_shape[0] == x_shape[0] && y_shape[1] == decoded.out_channels, "the output's sizes do not fit");
-  expect(y_shape[2] <= 1 || y_strides[2] == y_shape[3] * y_strides[3], "the output's rows must follow each other");
+  const auto rows_follow = [&](const std::optional<Quad>& strides) {
+    return !strides || y_shape[2] <= 1 || (*strides)[2] == y_shape[3] * (*strides)[3];
+  };
+  expect(rows_follow(y_strides), "the output's rows must follow each other");
+  expect(rows_follow(residual_strides), "the residual's rows must follow each other");
+  expect(x_strides || binary, "packed input is binary");
+  expect(y_strides || packs, "there must be an output");
+  expect(activation >= 0 && activation <= static_cast<int>(Activation::kPrelu), "activation must be 0 to 3");
   expect(threads >= 1, "threads must be at least 1");
 
   ConvParams params;
   params.unit = decoded.unit;
   params.activations = binary ? Activations::kBinary : Activations::kFloat;
   params.sign_zero = sign_zero;
+  params.activation = static_cast<Activation>(activation);
   params.batch = x_shape[0], params.in_channels = x_shape[1], params.height = x_shape[2], params.width = x_shape[3];
   params.out_channels = y_shape[1], params.out_height = y_shape[2], params.out_width = y_shape[3];
   params.groups = groups;
   params.stride_h = stride[0], params.stride_w = stride[1];
   params.pad_h = padding[0], params.pad_w = padding[1];
   params.dilation_h = dilation[0], params.dilation_w = dilation[1];
-  params.x = pointer<const float>(x);
-  params.x_n = x_strides[0], params.x_c = x_strides[1], params.x_h = x_strides[2], params.x_w = x_strides[3];
-  params.y = pointer<float>(y);
-  params.y_n = y_strides[0], params.y_c = y_strides[1], params.y_h = y_strides[2], params.y_w = y_strides[3];
-  params.scale = pointer<const float>(scale);
-  params.bias = pointer<const float>(bias);
+  params.x_is_packed = !x_strides;
+  params.has_y = y_strides.has_value();
+  params.packs = packs;
+  const auto set = [](const std::optional<Quad>& strides, auto& n, auto& c, auto& h, auto& w) {
+    if (strides) n = (*strides)[0], c = (*strides)[1], h = (*strides)[2], w = (*strides)[3];
+  };
+  set(x_strides, params.x_n, params.x_c, params.x_h, params.x_w);
+  set(y_strides, params.y_n, params.y_c, params.y_h, params.y_w);
+  set(residual_strides, params.residual_n, params.residual_c, params.residual_h, params.residual_w);
   params.threads = threads;
 
   const Level used = level ? parse_level(*level) : active_level();
   const py::gil_scoped_release release;
-  conv(weight, params, used);
+  return std::make_unique<Conv>(weight, params, used);
+}
+
+void run_conv(const Conv& conv, std::uintptr_t x, std::uintptr_t x_nonzero, std::uintptr_t y, std::uintptr_t y_plus,
+              std::uintptr_t y_nonzero, std::uintptr_t scale, std::uintptr_t bias, std::uintptr_t residual,
+              std::uintptr_t slope, std::uintptr_t shift, std::uintptr_t pack_shift) {
+  ConvOperands operands;
+  if (conv.is_packed()) {
+    operands.x_plus = pointer<const std::uint64_t>(x);
+    operands.x_nonzero = pointer<const std::uint64_t>(x_nonzero);
+  } else {
+    operands.x = pointer<const float>(x);
+  }
+  operands.y = pointer<float>(y);
+  operands.y_plus = pointer<std::uint64_t>(y_plus);
+  operands.y_nonzero = pointer<std::uint64_t>(y_nonzero);
+  operands.scale = pointer<const float>(scale);
+  operands.bias = pointer<const float>(bias);
+  operands.residual = pointer<const float>(residual);
+  operands.slope = pointer<const float>(slope);
+  operands.shift = pointer<const float>(shift);
+  operands.pack_shift = pointer<const float>(pack_shift);
+  const py::gil_scoped_release release;
+  conv(operands);
 }
 
 py::dict select_plan(bool binary, Unit unit, int codewords, std::int64_t units, std::int64_t outputs,
@@ -138,10 +173,14 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&make_weight), py::arg("unit"), py::arg("out_channels"), py::arg("units"), py::arg("codewords"),
            py::arg("indices"), py::arg("indices_bytes"), py::arg("codebook"), py::arg("codebook_bytes"));
 
-  m.def("conv2d", &conv2d, py::arg("weight"), py::arg("x"), py::arg("x_shape"), py::arg("x_strides"), py::arg("y"),
-        py::arg("y_shape"), py::arg("y_strides"), py::arg("scale"), py::arg("bias"), py::arg("stride"),
-        py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("binary"), py::arg("sign_zero"),
-        py::arg("threads"), py::arg("level") = py::none());
+  py::class_<Conv>(m, "Conv", "A convolution whose sizes and weight are settled.")
+      .def(py::init(&make_conv), py::keep_alive<1, 2>(), py::arg("weight"), py::arg("x_shape"), py::arg("x_strides"),
+           py::arg("y_shape"), py::arg("y_strides"), py::arg("residual_strides"), py::arg("packs"), py::arg("stride"),
+           py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("binary"), py::arg("sign_zero"),
+           py::arg("activation"), py::arg("threads"), py::arg("level") = py::none())
+      .def("__call__", &run_conv, py::arg("x"), py::arg("x_nonzero"), py::arg("y"), py::arg("y_plus"),
+           py::arg("y_nonzero"), py::arg("scale"), py::arg("bias"), py::arg("residual"), py::arg("slope"),
+           py::arg("shift"), py::arg("pack_shift"));
   m.def("select", &select_plan, py::arg("binary"), py::arg("unit"), py::arg("codewords"), py::arg("units"),
         py::arg("outputs"), py::arg("spread"), py::arg("level"));
   m.def("kernels", &kernels, "Every compiled kernel, best first: (name, level, binary activations).");
