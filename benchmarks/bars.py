@@ -15,11 +15,12 @@ from results import (
     ONE_BIT,
     ONE_BIT_KERNEL,
     REACTNET,
+    THREADS,
     Record,
     Result,
+    on_threads,
     total_speedup,
 )
-from suites import THREADS, on_threads
 
 LONG_MS = 0.3  # a layer that takes longer is worth two threads
 TAPS = 9

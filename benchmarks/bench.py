@@ -27,12 +27,12 @@ import machine
 import report as reports
 import suites
 import tables
-from results import Record, load, load_all
+from results import THREADS, Record, load, load_all
 from suites import Run
 from timing import Pace, WrongResultError
 
 OUT = Path("out/bench")
-FULL = Pace(rounds=21, least=7, seconds=6.0)
+FULL = Pace(rounds=31, least=9, seconds=8.0)
 QUICK = Pace(rounds=5, least=3, seconds=0.5)
 
 # The parts of a whole run; those of two threads need two CPUs.
@@ -131,7 +131,7 @@ def sample(threads: Threads = 1, isa: Isa = "native", quick: Quick = False, json
 @app.command()
 def threads(quick: Quick = False, json: Json = False, out: Out = OUT) -> None:
     """Ours on one thread and on two."""
-    measure("threads", suites.threads, suites.THREADS, "native", quick, json, out)
+    measure("threads", suites.threads, THREADS, "native", quick, json, out)
 
 
 @app.command()
@@ -148,7 +148,7 @@ def everything(quick: Quick = False, json: Json = False, out: Out = OUT) -> None
         path.unlink()  # of an earlier run, whose parts must not be mixed with this one's
     for number, part in enumerate(PARTS, start=1):
         title = f"[{number}/{len(PARTS)}] {' '.join(part)}"
-        if machine.cpus() < suites.THREADS and ("2" in part or "threads" in part):
+        if machine.cpus() < THREADS and ("2" in part or "threads" in part):
             status.print(f"{title}: skipped, this process may use one CPU only", markup=False)
             continue
         status.print(f"{title} ...", markup=False)

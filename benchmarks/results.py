@@ -14,6 +14,8 @@ COMPILED, COMPILED_LAST = "torch.compile NCHW", "torch.compile channels_last"
 ORT, OPENVINO = "ONNX Runtime", "OpenVINO"
 ONE_BIT, ONE_BIT_KERNEL = "OpenVINO 1-bit", "OpenVINO 1-bit kernel"
 
+THREADS = 2  # of the parts that compare numbers of threads
+
 OURS = (A32, A1, A1_PACKED, REACTNET)
 EAGER = (TORCH, TORCH_LAST)
 ENGINES = (ORT, OPENVINO)
@@ -50,6 +52,11 @@ VERSUS = (
     Versus(A1_PACKED, (ONE_BIT_KERNEL,), "packed : kernel"),
     Versus(REACTNET, FLOAT_PEERS, "ReActNet : float"),
 )
+
+
+def on_threads(name: str, number: int) -> str:
+    """A contender's name where it runs on so many threads."""
+    return f"{name}, {number} thread{'s' * (number > 1)}"
 
 
 @dataclass(frozen=True)

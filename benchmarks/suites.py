@@ -15,7 +15,7 @@ import ours
 import peers
 import rates
 from layers import RESNET18, RESNET50_1X1, Layer, Problem
-from results import A1, A32, OURS, REACTNET, TORCH, Result
+from results import A1, A32, OURS, REACTNET, THREADS, TORCH, Result, on_threads
 from subbit_infer import PackedWeight, codebook, conv, models
 from timing import Contender, Pace, WrongResultError, check, take_turns
 
@@ -41,8 +41,6 @@ SAMPLE_MACS = 10**9  # at most: larger work is not different, only longer
 
 TINY = (1, 8, 4, 4)
 TINY_CALLS = 100  # a clock cannot tell single calls of microseconds apart
-
-THREADS = 2
 
 
 @dataclass
@@ -209,11 +207,6 @@ def threads(run: Run) -> None:
             _on_threads(contender, number) for contender in ours.all_of(problem) for number in range(1, THREADS + 1)
         ]
         run.compare("threads", layer.name, facts(problem), contenders)
-
-
-def on_threads(name: str, number: int) -> str:
-    """A contender's name where it runs on so many threads."""
-    return f"{name}, {number} thread{'s' * (number > 1)}"
 
 
 def _on_threads(contender: Contender, number: int) -> Contender:
