@@ -9,13 +9,14 @@ Each part runs in a process of its own, since libraries take their number of thr
 loaded. Within a part everybody's result is checked first; then the contenders take turns in one process.
 """
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
@@ -35,17 +36,33 @@ OUT = Path("out/bench")
 FULL = Pace(rounds=31, least=9, seconds=8.0)
 QUICK = Pace(rounds=5, least=3, seconds=0.5)
 
-# The parts of a whole run; those of two threads need two CPUs.
+
+class Part(NamedTuple):
+    """One process of a whole run."""
+
+    name: str
+    threads: int = 1
+    isa: str = "native"
+    options: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> list[str]:
+        """Its command line."""
+        threads = ["--threads", str(self.threads)] if self.threads > 1 and self.name != "threads" else []
+        isa = ["--isa", self.isa] if self.isa != "native" else []
+        return [self.name, *threads, *isa, *self.options]
+
+
 PARTS = (
-    ["layers"],
-    ["layers", "--isa", "avx2"],
-    ["layers", "--threads", "2"],
-    ["networks"],
-    ["networks", "--threads", "2", "--no-compile"],
-    ["sweeps"],
-    ["sample"],
-    ["threads"],
-    ["calls"],
+    Part("layers"),
+    Part("layers", isa="avx2"),
+    Part("layers", threads=THREADS),
+    Part("networks"),
+    Part("networks", threads=THREADS, options=("--no-compile",)),
+    Part("sweeps"),
+    Part("sample"),
+    Part("threads", threads=THREADS),
+    Part("calls"),
 )
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -147,15 +164,15 @@ def everything(quick: Quick = False, json: Json = False, out: Out = OUT) -> None
     for path in out.glob("*.json"):
         path.unlink()  # of an earlier run, whose parts must not be mixed with this one's
     for number, part in enumerate(PARTS, start=1):
-        title = f"[{number}/{len(PARTS)}] {' '.join(part)}"
-        if machine.cpus() < THREADS and ("2" in part or "threads" in part):
-            status.print(f"{title}: skipped, this process may use one CPU only", markup=False)
+        title = f"[{number}/{len(PARTS)}] {' '.join(part.arguments)}"
+        if machine.cpus() < part.threads:
+            status.print(f"{title}: skipped, this process may use {machine.cpus()} CPU", markup=False)
             continue
         status.print(f"{title} ...", markup=False)
         start = time.perf_counter()
-        options = ["--out", str(out)] + ["--quick"] * quick
-        quiet = subprocess.DEVNULL if json else None
-        subprocess.run([sys.executable, __file__, *part, *options], check=True, stdout=quiet)
+        command = [sys.executable, __file__, *part.arguments, "--out", str(out)] + ["--quick"] * quick
+        variables = os.environ | machine.variables(part.threads, part.isa)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL if json else None, env=variables)
         status.print(f"{title}: {time.perf_counter() - start:.0f} s", markup=False)
     records = load_all(out)
     drawn = figures.draw_all(records, out)

@@ -8,12 +8,21 @@ from rich.table import Table
 
 @dataclass
 class Grid:
-    """Headings and rows of text; the first column names the row."""
+    """Headings and rows of text.
+
+    Args:
+        title: Above the table.
+        headings: Of each column.
+        rows: The cells.
+        totals: Rows that sum up.
+        names: How many columns, from the left, are words and not figures.
+    """
 
     title: str
     headings: list[str]
     rows: list[list[str]] = field(default_factory=list)
     totals: list[list[str]] = field(default_factory=list)
+    names: int = 1
 
     def rich(self) -> Table:
         """For the terminal."""
@@ -26,7 +35,7 @@ class Grid:
             collapse_padding=True,
         )
         for number, heading in enumerate(self.headings):
-            table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+            table.add_column(heading, justify="left" if number < self.names else "right", no_wrap=True)
         for row in self.rows:
             table.add_row(*row)
         if self.totals:
@@ -37,6 +46,10 @@ class Grid:
 
     def markdown(self) -> str:
         """For a document; the title is left to it."""
-        lines = [self.headings, ["---"] + ["---:"] * (len(self.headings) - 1), *self.rows]
+        lines = [
+            self.headings,
+            [":---" if number < self.names else "---:" for number in range(len(self.headings))],
+            *self.rows,
+        ]
         lines += [[f"**{cell}**" if cell else "" for cell in row] for row in self.totals]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -29,9 +29,14 @@ LIMITS = {
 }
 
 
+def variables(threads: int, isa: str) -> dict[str, str]:
+    """What libraries have to find in the environment when they are loaded."""
+    return {"OMP_NUM_THREADS": str(threads), **LIMITS[isa]}
+
+
 def enter(threads: int, isa: str) -> None:
-    """Starts this program again where these variables are not set yet: libraries read them when they are loaded."""
-    wanted = {"OMP_NUM_THREADS": str(threads), **LIMITS[isa]}
+    """Sets torch's threads; starts this program again if its libraries were loaded without these variables."""
+    wanted = variables(threads, isa)
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | wanted)

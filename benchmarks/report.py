@@ -79,7 +79,7 @@ def _machine(records: dict[str, Record]) -> str:
         ["commit (+: with changes)", where["commit"]],
         ["date", where["date"]],
     ]
-    return f"## Machine\n\n{quick}{Grid('', ['', ''], rows).markdown()}"
+    return f"## Machine\n\n{quick}{Grid('', ['', ''], rows, names=2).markdown()}"
 
 
 def _part(record: Record, title: str) -> str:

@@ -65,7 +65,7 @@ def of_bars(records: dict[str, Record]) -> Grid:
 
 def of_losses(records: Iterable[Record]) -> Grid:
     """Every comparison in which a rival is faster than we are, the worst first."""
-    grid = Grid("Where we lose", ["part", "work", "ours", "rival", "ours, ms", "rival's, ms", "ratio"])
+    grid = Grid("Where we lose", ["part", "work", "ours", "rival", "ours, ms", "rival's, ms", "ratio"], names=4)
     found = []
     for record in records:
         for result in record.results:

@@ -111,4 +111,4 @@ def test_a_wrong_result_is_not_measured(value):
 
 def test_a_grid_as_markdown():
     grid = Grid("title", ["", "ms"], [["a", "1"]], [["all", "2"]])
-    assert grid.markdown() == "|  | ms |\n| --- | ---: |\n| a | 1 |\n| **all** | **2** |\n"
+    assert grid.markdown() == "|  | ms |\n| :--- | ---: |\n| a | 1 |\n| **all** | **2** |\n"
