@@ -186,8 +186,10 @@ def everything(quick: Quick = False, json: Json = False, out: Out = OUT) -> None
 @app.command()
 def report(out: Out = OUT, docs: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("docs")) -> None:
     """Writes docs/performance.md and docs/figures from the JSON of the last run."""
-    path = reports.write(load_all(out), docs)
-    console.print(f"Wrote {path}")
+    records = load_all(out)
+    if not records:
+        raise typer.BadParameter(f"{out} holds no JSON of a run: make bench first", param_hint="--out")
+    console.print(f"Wrote {reports.write(records, docs)}")
 
 
 @app.command()

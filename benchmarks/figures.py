@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 import rates
 from bars import gmacs
@@ -102,8 +102,9 @@ def _legend(figure: Figure) -> None:
 def _log_y(axes: Axes) -> None:
     """A logarithmic axis with plain numbers."""
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _log_x(axes: Axes) -> None:

@@ -46,10 +46,7 @@ class Grid:
 
     def markdown(self) -> str:
         """For a document; the title is left to it."""
-        lines = [
-            self.headings,
-            [":---" if number < self.names else "---:" for number in range(len(self.headings))],
-            *self.rows,
-        ]
+        rule = [":---" if number < self.names else "---:" for number in range(len(self.headings))]
+        lines = [self.headings, rule, *self.rows]
         lines += [[f"**{cell}**" if cell else "" for cell in row] for row in self.totals]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -70,7 +70,7 @@ def environment(threads: int, isa: str) -> dict[str, Any]:
         **{name: version(name) for name in PACKAGES},
         "commit": _output("git", "rev-parse", "--short=10", "HEAD") + ("+" if _output("git", "status", "-s") else ""),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]]),
     }
 
 

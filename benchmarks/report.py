@@ -42,13 +42,7 @@ TITLES = {
 
 
 def write(records: dict[str, Record], docs: Path) -> Path:
-    """Writes the page and its figures; returns the page.
-
-    Raises:
-        FileNotFoundError: there is no record.
-    """
-    if not records:
-        raise FileNotFoundError("no JSON of a run: make bench first")
+    """Writes the page and its figures; returns the page."""
     folder = docs / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     drawn = figures.draw_all(records, folder)
@@ -68,7 +62,7 @@ def _section(grid: Grid) -> str:
 
 def _machine(records: dict[str, Record]) -> str:
     """What all parts have in common."""
-    where = next(iter(records.values())).environment
+    where = records.get("layers", next(iter(records.values()))).environment
     quick = "**A quick run: few rounds, sizes left out. Not for comparison.**\n\n" if where["quick"] else ""
     rows = [
         ["processor", where["cpu"]],
@@ -85,7 +79,8 @@ def _machine(records: dict[str, Record]) -> str:
 def _part(record: Record, title: str) -> str:
     where = record.environment
     limits = "".join(f"{name}={value} " for name, value in where["limits"].items())
-    text = [f"## {title}\n", f"`{where['command']}`: level {where['level']}, {where['threads']} thread(s). {limits}\n"]
+    setting = f"level {where['level']}, {where['threads']} thread(s), {where['date']}, commit {where['commit']}"
+    text = [f"## {title}\n", f"`{where['command']}`: {setting}. {limits}\n"]
     for grid in tables.of_record(record):
         text += [f"### {grid.title}\n", grid.markdown()]
     text += [f"- {note}.\n" for note in record.notes]
