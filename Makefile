@@ -3,16 +3,19 @@
 #
 #   make demo      the ResNet-18 on a photograph, against PyTorch; writes out/demo.png
 #   make test      the tests
-#   make bench     the benchmarks: each layer against PyTorch
+#   make bench     every figure that is claimed, against PyTorch, ONNX Runtime and OpenVINO; writes out/bench
+#   make report    docs/performance.md from the last make bench
+#   make bench-pytest  each layer against PyTorch alone, a minute
 #   make lint      ruff, mypy, clang-format
 #   make sanitize  the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make clean     removes everything that these made
 #
 # PYTHON is the interpreter that .venv is made with. ARGS is passed on: make demo ARGS="--threads 2",
-# make test ARGS="-k openvino".
+# make test ARGS="-k openvino", make bench ARGS=--quick. PART is the part of the benchmarks: make bench PART=sweeps.
 
 PYTHON ?= python3
 ARGS ?=
+PART ?= all
 SANITIZE_TESTS ?= tests/test_kernels.py
 
 VENV := .venv
@@ -24,7 +27,7 @@ BUILD_FILES := CMakeLists.txt pyproject.toml setup.py
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc')
 PACKAGE := $(shell find subbit_infer -name '*.py' -o -name '*.pyi' -o -name 'py.typed')
 
-.PHONY: demo test bench lint sanitize clean
+.PHONY: demo test bench bench-pytest report lint sanitize clean
 
 demo: $(VENV)/package.stamp
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -33,10 +36,16 @@ demo: $(VENV)/package.stamp
 test: $(VENV)/package.stamp
 	$(BIN)/pytest $(ARGS)
 
-bench: $(VENV)/package.stamp
+bench: $(VENV)/bench.stamp
+	$(BIN)/python benchmarks/bench.py $(PART) $(ARGS)
+
+report: $(VENV)/bench.stamp
+	$(BIN)/python benchmarks/bench.py report $(ARGS)
+
+bench-pytest: $(VENV)/bench.stamp
 	$(BIN)/pytest benchmarks $(ARGS)
 
-lint: $(VENV)/package.stamp
+lint: $(VENV)/bench.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -65,6 +74,11 @@ $(VENV)/tools.stamp: $(VENV)/torch.stamp
 
 $(VENV)/package.stamp: $(VENV)/tools.stamp $(BUILD_FILES) $(CPP) $(PACKAGE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation '.[demo,test]'
+	touch $@
+
+# What only the benchmarks need, the engines to compare with; mypy reads them too.
+$(VENV)/bench.stamp: $(VENV)/package.stamp
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation '.[bench]'
 	touch $@
 
 $(SANITIZED)/build.stamp: $(VENV)/package.stamp

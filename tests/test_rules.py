@@ -88,13 +88,29 @@ ORDER = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("module", ORDER)
+# The same within the packages, which are modules to everybody else.
+PACKAGE_ORDERS = {"models": ["body", "resnet", "vgg", "reactnet"]}
+
+
+@pytest.mark.parametrize("module", [name for name in ORDER if name not in PACKAGE_ORDERS])
 def test_imports_run_one_way(module):
     assert imported_modules(PACKAGE / f"{module}.py") - {"_C"} <= set(ORDER[: ORDER.index(module)])
 
 
+@pytest.mark.parametrize("package", PACKAGE_ORDERS)
+def test_imports_of_packages_run_one_way(package):
+    order = PACKAGE_ORDERS[package]
+    assert {p.stem for p in (PACKAGE / package).glob("*.py")} - {"__init__"} == set(order)
+    for place, module in enumerate(order):
+        path = PACKAGE / package / f"{module}.py"
+        assert imported_modules(path) <= {*ORDER[: ORDER.index(package)], package}
+        inside = re.findall(rf"^from subbit_infer\.{package}\.(\w+) import", path.read_text(), re.MULTILINE)
+        assert set(inside) <= set(order[:place])
+
+
 def test_every_module_has_its_place():
-    assert {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"} == set(ORDER)
+    modules = {p.stem for p in PACKAGE.glob("*.py")} | {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
+    assert modules - {"__init__"} == set(ORDER)
 
 
 def test_only_one_file_touches_the_compiled_module():

@@ -1,0 +1,87 @@
+"""Writes docs/performance.md: the latest figures, and what they depend on."""
+
+from pathlib import Path
+
+import figures
+import tables
+from grid import Grid
+from results import Record
+
+INTRODUCTION = """# Performance
+
+The latest run of `make bench`, written by `make report`; nothing here is typed by hand. Milliseconds are medians. In
+each comparison all contenders' results are checked first, and then they take turns in one process: a run that is not
+timed, to warm the caches, and one that is. Milliseconds of different tables are of different minutes on a shared
+machine: compare within a row. *A32* takes float activations, *A1* takes their signs, both from float NCHW to float
+NCHW; *A1 packed* has packed signs in and out. *Float* is the fastest of those that convolve with the dense float32
+weight: torch in both layouts (and compiled with frozen weights, for networks), ONNX Runtime and OpenVINO. *1-bit* is
+OpenVINO's BinaryConvolution with its quantize and reorders, *its kernel* of that the compiled kernel alone, as its
+profile says. A ratio under 1 is a loss; all of them are in a list of their own. Ratios of "16 of ResNet-18" and the
+like weigh each layer by how often it occurs and take each layer's own fastest rival.
+"""
+FIGURES = {
+    "speedups": "Speed-up of each layer over its fastest rival",
+    "timeline": "The sixteen 3x3 layers of ResNet-18 by stage, like the paper's Figure 13",
+    "roofline": "Achieved rates under the rates of the machine's instructions, measured in the same run",
+    "networks": "Whole networks",
+    "tau": "Time against tau",
+    "outputs": "Time against the number of outputs",
+    "batch": "Time of an image against the batch",
+}
+TITLES = {
+    "layers": "Layers, one thread",
+    "layers-avx2": "Layers, everybody held to AVX2 (ONNX Runtime cannot be)",
+    "layers-2threads": "Layers, two threads",
+    "networks": "Networks, one thread",
+    "networks-2threads": "Networks, two threads",
+    "sweeps": "Sweeps",
+    "sample": "A sample of all sizes",
+    "threads": "Two threads against one",
+    "calls": "Overhead of a call",
+}
+
+
+def write(records: dict[str, Record], docs: Path) -> Path:
+    """Writes the page and its figures; returns the page."""
+    folder = docs / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = figures.draw_all(records, folder)
+    grids = tables.of_bars(records), tables.of_losses(records.values())
+    parts = [INTRODUCTION, _machine(records), *map(_section, grids)]
+    parts.append("## Figures\n")
+    parts += [f"![{FIGURES[path.stem]}](figures/{path.name})\n" for path in drawn]
+    parts += [_part(records[name], title) for name, title in TITLES.items() if name in records]
+    path = docs / "performance.md"
+    path.write_text("\n".join(parts))
+    return path
+
+
+def _section(grid: Grid) -> str:
+    return f"## {grid.title}\n\n{grid.markdown() if grid.rows else 'Nowhere in this run.'}"
+
+
+def _machine(records: dict[str, Record]) -> str:
+    """What all parts have in common."""
+    where = records.get("layers", next(iter(records.values()))).environment
+    quick = "**A quick run: few rounds, sizes left out. Not for comparison.**\n\n" if where["quick"] else ""
+    rows = [
+        ["processor", where["cpu"]],
+        ["its flags", ", ".join(where["flags"])],
+        ["CPUs of the process", str(where["cpus"])],
+        ["torch, ONNX Runtime, OpenVINO", f"{where['torch']}, {where['onnxruntime']}, {where['openvino']}"],
+        ["Python, numpy, g++", f"{where['python']}, {where['numpy']}, {where['compiler']}"],
+        ["commit (+: with changes)", where["commit"]],
+        ["date", where["date"]],
+    ]
+    return f"## Machine\n\n{quick}{Grid('', ['', ''], rows, names=2).markdown()}"
+
+
+def _part(record: Record, title: str) -> str:
+    where = record.environment
+    limits = "".join(f"{name}={value} " for name, value in where["limits"].items())
+    setting = f"level {where['level']}, {where['threads']} thread(s), {where['date']}, commit {where['commit']}"
+    text = [f"## {title}\n", f"`{where['command']}`: {setting}. {limits}\n"]
+    for grid in tables.of_record(record):
+        text += [f"### {grid.title}\n", grid.markdown()]
+    text += [f"- {note}.\n" for note in record.notes]
+    return "\n".join(text)

@@ -1,0 +1,81 @@
+"""A ResNet-18 for binary activations in the style of Bi-Real net and ReActNet (Liu et al., ECCV 2018 and 2020).
+
+Every 3x3 convolution has a shortcut of its own, so that only the convolutions see signs and everything between them is
+float. Thresholds and activations are learnt: a shift per channel in front of the sign, and shift, PReLU, shift behind.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from subbit_infer.models.body import BodyConv2d, seeded
+from subbit_infer.models.resnet import STEM, WIDTHS
+
+
+class Shift(nn.Module):
+    """Adds a learnt number to each channel; drawn small, to stand for what training would find."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(0.1 * torch.randn(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, channels, H, W) to the same shape."""
+        return x + self.bias
+
+
+class BinaryBlock(nn.Module):
+    """One 3x3 convolution of signs with its shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.move0 = Shift(in_channels)
+        self.binary_conv = BodyConv2d(in_channels, out_channels, 3, stride, activation_bits=1)  # takes the signs itself
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.move1 = Shift(out_channels)
+        self.prelu = nn.PReLU(out_channels)
+        self.move2 = Shift(out_channels)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+            self.downsample = nn.Sequential(nn.AvgPool2d(stride), conv, nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        y = self.bn1(self.binary_conv(self.move0(x))) + self.downsample(x)
+        return self.move2(self.prelu(self.move1(y)))  # type: ignore[no-any-return]
+
+
+class ReActNet(nn.Module):
+    """A ResNet of binary blocks. The first convolution, the shortcuts and the linear layer stay in full precision.
+
+    Args:
+        depths: Blocks, of one convolution each, in each of the four stages.
+        num_classes: Outputs of the last linear layer.
+    """
+
+    def __init__(self, depths: tuple[int, int, int, int], num_classes: int = 1000) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, STEM, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(STEM)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        channels = STEM
+        for stage, (depth, width) in enumerate(zip(depths, WIDTHS, strict=True), start=1):
+            blocks = nn.Sequential()
+            for number in range(depth):
+                blocks.append(BinaryBlock(channels, width, 2 if stage > 1 and number == 0 else 1))
+                channels = width
+            self.add_module(f"layer{stage}", blocks)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps images (N, 3, H, W), of an even size after each halving, to logits (N, num_classes)."""
+        x = self.maxpool(self.bn1(self.conv1(x)))
+        for stage in range(1, len(WIDTHS) + 1):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
+
+
+def reactnet18(num_classes: int = 1000, seed: int = 0) -> ReActNet:
+    """A ReActNet-style ResNet-18 with seeded random weights."""
+    return seeded(lambda: ReActNet((4, 4, 4, 4), num_classes), seed)

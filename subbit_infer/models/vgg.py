@@ -1,0 +1,39 @@
+"""VGG-small, the network for 32 x 32 images that papers on binary networks compare on (CIFAR-10)."""
+
+from torch import Tensor, nn
+
+from subbit_infer.models.body import BodyConv2d, activation, seeded
+
+WIDTHS = (128, 128, 256, 256, 512, 512)  # channels after each 3x3 convolution; every second one halves the image
+
+
+class VGGSmall(nn.Module):
+    """Six 3x3 convolutions in pairs, each pair followed by pooling, and a linear layer.
+
+    The body is the last five convolutions; the first one and the linear layer stay in full precision.
+
+    Args:
+        activation_bits: What the body's convolutions see: 32 for floats (behind ReLU), 1 for signs (of Hardtanh).
+        num_classes: Outputs of the linear layer.
+    """
+
+    def __init__(self, activation_bits: int = 32, num_classes: int = 10) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(WIDTHS[0]), activation(activation_bits)]
+        for number, width in enumerate(WIDTHS[1:], start=1):
+            layers.append(BodyConv2d(WIDTHS[number - 1], width, activation_bits=activation_bits))
+            if number % 2 == 1:
+                layers.append(nn.MaxPool2d(2))
+            layers += [nn.BatchNorm2d(width), activation(activation_bits)]
+        self.features = nn.Sequential(*layers)
+        self.fc = nn.Linear(WIDTHS[-1] * 4 * 4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps images (N, 3, 32, 32) to logits (N, num_classes)."""
+        return self.fc(self.features(x).flatten(1))  # type: ignore[no-any-return]
+
+
+def vgg_small(activation_bits: int = 32, num_classes: int = 10, seed: int = 0) -> VGGSmall:
+    """A VGG-small with seeded random weights."""
+    return seeded(lambda: VGGSmall(activation_bits, num_classes), seed)
