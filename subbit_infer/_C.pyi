@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 class Unit:
     k3x3: Unit
@@ -18,11 +18,13 @@ class Weight:
         codebook_bytes: int,
     ) -> None: ...
 
-class Plan(TypedDict):
-    kernel: str
-    level: str
-    binarize: bool
-    units_per_block: int
+class Candidate(TypedDict):
+    plan: str
+    nanoseconds: float
+    kernel: NotRequired[str]  # but for the plan "dense"; so are the next
+    level: NotRequired[str]
+    binarize: NotRequired[bool]
+    units_per_block: NotRequired[int]
 
 class Conv:
     def __init__(
@@ -43,7 +45,12 @@ class Conv:
         activation: int,
         threads: int,
         level: str | None = None,
+        plan: str | None = None,
     ) -> None: ...
+    @property
+    def is_dense(self) -> bool: ...
+    @property
+    def kernel(self) -> str | None: ...
     def __call__(
         self,
         x: int,
@@ -59,7 +66,19 @@ class Conv:
         pack_shift: int,
     ) -> None: ...
 
-def select(binary: bool, unit: Unit, codewords: int, units: int, outputs: int, spread: int, level: str) -> Plan: ...
+def candidates(
+    binary: bool,
+    unit: Unit,
+    codewords: int,
+    units: int,
+    outputs: int,
+    groups: int,
+    spread: int,
+    pixels: int,
+    input_pixels: int,
+    level: str,
+) -> list[Candidate]: ...
+def wanted_plan() -> str: ...
 def kernels() -> list[tuple[str, str, bool]]: ...
 def machine_level() -> str: ...
 def active_level() -> str: ...

@@ -8,7 +8,7 @@ import threading
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ UNITS = {(1, 3, 3): _C.Unit.k3x3, (8, 1, 1): _C.Unit.k8x1x1}
 """The units that kernels are compiled for (paper, Table 5)."""
 
 kernels = _C.kernels
-select = _C.select
+candidates = _C.candidates
+wanted_plan = _C.wanted_plan
 machine_level = _C.machine_level
 active_level = _C.active_level
 
@@ -44,6 +45,7 @@ class Prepared:
         self.weight = weight
         self.channels = channels  # of a group
         self.convs: dict[tuple[object, ...], _C.Conv] = {}
+        self.dense: Tensor | None = None  # the decoded weight, where a convolution runs densely
 
 
 @dataclass
@@ -140,11 +142,11 @@ def _conv(
     conv = weight.convs.get(key)
     if conv is not None:
         return conv
-    stride, padding, dilation, groups, activation_bits, sign_zero, activation, level = options
+    stride, padding, dilation, groups, activation_bits, sign_zero, activation, level, plan = options
     x_shape = (x.shape[0], weight.channels * groups, *x.shape[1:3]) if packed else x.shape
     conv = _C.Conv(
         weight.weight, x_shape, x_strides, sizes, y_strides, residual_strides, packs, stride, padding, dilation, groups,
-        activation_bits == 1, bool(sign_zero) and not packed, ACTIVATIONS.index(activation), threads, level,
+        activation_bits == 1, bool(sign_zero) and not packed, ACTIVATIONS.index(activation), threads, level, plan,
     )  # fmt: skip
     if len(weight.convs) >= _MOST_CONVS:
         weight.convs.clear()
@@ -179,7 +181,8 @@ def conv2d(
     nonzero: Tensor | None = None,
     pack_shift: Tensor | None = None,
     sizes: tuple[int, int, int, int] | None = None,
-) -> None:
+    plan: str | None = None,
+) -> bool:
     """Writes a convolution with everything before and after it: float or packed in, float, packed or both out.
 
     With sums = the convolution of x (of its sign, where ``activation_bits`` is 1), in float32, each operation rounded
@@ -188,7 +191,8 @@ def conv2d(
         v = sums * scale;  v = v + bias;  v = v + residual;  v = activation(v);  v = v + shift;  y = v
         s = v + pack_shift;  plus = s > 0, or s >= 0 where nonzero is None;  nonzero = s > 0 or s < 0
 
-    Runs on as many threads as torch, without the GIL. The callers have checked every argument; all tensors are on the CPU.
+    Runs on as many threads as torch, without the GIL. The callers have checked every argument; all tensors are on the
+    CPU.
 
     Args:
         weight: the prepared weight.
@@ -213,18 +217,23 @@ def conv2d(
         nonzero: the same; None where zeros count as +1 (NaN then packs as -1), and without plus.
         pack_shift: as scale.
         sizes: (N, C_out, H_out, W_out); None for y's.
+        plan: "sharing", "rows", "patches", "bits" or "dense"; None for the one asked for by ``SUBBIT_PLAN``, else the
+            quickest. Read when a weight first meets a size.
+
+    Returns:
+        Whether it was done: not where the plan is to convolve densely, which is the caller's to do.
 
     Raises:
         ValueError: sizes do not fit each other, or the level is unknown or more than the machine has.
     """
-    if sizes is None:
-        assert y is not None
-        sizes = y.shape
     conv = _conv(
-        weight, x, y, residual, plus is not None, sizes, stride, padding, dilation, groups, activation_bits, sign_zero,
-        activation, level,
+        weight, x, y, residual, plus is not None, sizes or cast("Tensor", y).shape,
+        stride, padding, dilation, groups, activation_bits, sign_zero, activation, level, plan,
     )  # fmt: skip
+    if conv.is_dense:
+        return False
     conv(
-        x.data_ptr(), _pointer(x_nonzero), _pointer(y), _pointer(plus), _pointer(nonzero), _pointer(scale), _pointer(bias),
-        _pointer(residual), _pointer(slope), _pointer(shift), _pointer(pack_shift),
+        x.data_ptr(), _pointer(x_nonzero), _pointer(y), _pointer(plus), _pointer(nonzero), _pointer(scale),
+        _pointer(bias), _pointer(residual), _pointer(slope), _pointer(shift), _pointer(pack_shift),
     )  # fmt: skip
+    return True

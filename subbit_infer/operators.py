@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
@@ -102,6 +103,25 @@ def _check_memory(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must have its memory: its storage was resized to 0")
 
 
+def _densely(call: Call, weight: _native.Prepared, sizes: _Sizes) -> _Outputs:
+    """By the decoded weight, which is kept, where neither sharing nor matching bits pays."""
+    if weight.dense is None:
+        weight.dense = _decode(call.packed_indices, call.packed_codebook, call.units, call.codewords, call.unit)
+    x = call.float_x()
+    if call.activation_bits == 1 and not call.is_packed:
+        x = reference.binarize(x, call.sign_zero)
+    with torch.autocast("cpu", enabled=False):
+        sums = F.conv2d(
+            x, weight.dense, None, _pair(call.stride), _pair(call.padding), _pair(call.dilation), call.groups
+        )
+    y = call.epilogue.apply(sums)
+    plus, nonzero = pack_signs(y, call.pack_shift, call.pack_sign_zero) if call.packed_output else (None, None)
+    if not call.float_output:
+        return None, plus, nonzero
+    in_order = y.is_contiguous(memory_format=call.memory_format) and y.dtype == call.dtype
+    return y if in_order else call.empty(sizes, call.dtype).copy_(y), plus, nonzero
+
+
 def _rows_in_order(x: Tensor) -> Tensor:
     """X itself if its rows follow each other, as kernels read them, else a copy."""
     follow = x.shape[2] <= 1 or x.stride(2) == x.shape[3] * x.stride(3)
@@ -127,8 +147,9 @@ def _on_cpu(call: Call, sizes: _Sizes) -> _Outputs:
         residual = _rows_in_order(residual.to(torch.float32))
     y = call.empty(sizes, torch.float32) if call.float_output else None
     plus, nonzero = call.empty_words(sizes) if call.packed_output else (None, None)
-    _native.conv2d(
-        _native.prepare(call.packed_indices, call.packed_codebook, call.units, call.codewords, unit),
+    weight = _native.prepare(call.packed_indices, call.packed_codebook, call.units, call.codewords, unit)
+    is_done = _native.conv2d(
+        weight,
         x,
         y,
         _float_vector(call.scale),
@@ -149,6 +170,8 @@ def _on_cpu(call: Call, sizes: _Sizes) -> _Outputs:
         pack_shift=_float_vector(call.pack_shift),
         sizes=sizes,
     )
+    if not is_done:
+        return _densely(call, weight, sizes)
     if y is not None and call.dtype != torch.float32:
         y = y.to(call.dtype)
     return y, plus, nonzero

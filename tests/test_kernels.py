@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from helpers import (
+    LEVELS,
     MACHINE_LEVELS,
     UNIT_1X1,
     UNIT_3X3,
@@ -22,7 +23,9 @@ from subbit_infer import PackedWeight, _native
 CANARY = -123456.0
 
 
-def run(x, indices, codebook, level, *, threads=1, channels_last=False, scale=None, bias=None, **options):
+def run(
+    x, indices, codebook, level, *, plan="sharing", threads=1, channels_last=False, scale=None, bias=None, **options
+):
     """Calls the compiled convolution at a level, into an output with canaries on both sides."""
     stride, padding = options.get("stride", (1, 1)), options.get("padding", (0, 0))
     dilation, groups = options.get("dilation", (1, 1)), options.get("groups", 1)
@@ -42,9 +45,9 @@ def run(x, indices, codebook, level, *, threads=1, channels_last=False, scale=No
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        _native.conv2d(
-            prepared, x, y, scale, bias, stride, padding, dilation, groups, activation_bits, sign_zero, level
-        )
+        arguments = (prepared, x, y, scale, bias, stride, padding, dilation, groups, activation_bits, sign_zero, level)
+        if not _native.conv2d(*arguments, plan=plan):  # it has no such layout, and the dense one is quicker than others
+            assert _native.conv2d(*arguments, plan="sharing")
     finally:
         torch.set_num_threads(before)
     assert (memory[:32] == CANARY).all(), "wrote before the output"
@@ -65,8 +68,19 @@ def check(unit, out_channels, in_channels, codewords, size, level, *, batch=1, g
     indices, codebook = random_weight(unit, out_channels, in_channels // groups // unit[0], codewords, seed)
     x = integers(batch, in_channels, *size, seed=seed)
     ours = {k: options.pop(k) for k in ("threads", "channels_last") if k in options}
-    y = run(x, indices, codebook, level, groups=groups, **ours, **options)
-    assert_same(y, expected_conv(x, indices, codebook, groups=groups, **options))
+    expected = expected_conv(x, indices, codebook, groups=groups, **options)
+    for plan in plans(level, options.get("activation_bits", 32)):
+        assert_same(run(x, indices, codebook, level, plan=plan, groups=groups, **ours, **options), expected)
+
+
+def plans(level, activation_bits):
+    """The layouts that a level has; where one does not fit the problem, another runs."""
+    layouts = {
+        name.split("_")[1]
+        for name, of, binary in _native.kernels()
+        if LEVELS.index(of) <= LEVELS.index(level) and binary == (activation_bits == 1)
+    }
+    return sorted(layouts)
 
 
 @pytest.mark.parametrize("level", MACHINE_LEVELS)
@@ -196,7 +210,6 @@ def test_largest_binary_sums(level):
     for sign in (1, -1):
         indices, codebook = torch.zeros(2, 3640, dtype=torch.int64), torch.ones(1, 1, 3, 3)
         x = torch.full((1, 3640, 3, 3), 2.0 * sign)
-        assert _native.select(True, _native.UNITS[UNIT_3X3], 1, 3640, 2, 1, level)["binarize"] is False
         assert run(x, indices, codebook, level, activation_bits=1).flatten().tolist() == [32760.0 * sign] * 2
 
 
@@ -249,13 +262,22 @@ def test_binary_nan_counts_as_zero(level):
     assert_same(y, expected_conv(x, indices, codebook, padding=(1, 1), activation_bits=1))
 
 
-def test_every_kernel_of_the_machine_is_selected_by_some_problem():
-    reached = {
-        _native.select(binary, unit, codewords, units, 128, 1, level)["kernel"]
-        for binary in (False, True)
-        for units in (1, 64)
-        for unit in _native.UNITS.values()
-        for codewords in (2, 32, 256)
-        for level in MACHINE_LEVELS
-    }
-    assert reached == {name for name, level, _ in _native.kernels() if level in MACHINE_LEVELS}
+@pytest.mark.parametrize("activation_bits", [32, 1])
+@pytest.mark.parametrize("level", MACHINE_LEVELS)
+def test_the_layout_asked_for_is_the_one_that_runs(level, activation_bits):
+    indices, codebook = random_weight(UNIT_3X3, 9, 6, 32)
+    weight = PackedWeight.from_indices(indices, codebook)
+    prepared = _native.prepare(
+        weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
+    )
+    x = integers(1, 6, 5, 6)
+    y = torch.empty(1, 9, 5, 6)
+    ones = (1, 1)
+    for plan in plans(level, activation_bits):
+        _native.conv2d(prepared, x, y, None, None, ones, ones, ones, 1, activation_bits, 0, level, plan=plan)
+    ran = {conv.kernel for conv in prepared.convs.values()}
+    best = {}
+    for name, of, binary in reversed(_native.kernels()):
+        if binary == (activation_bits == 1) and LEVELS.index(of) <= LEVELS.index(level):
+            best[name.split("_")[1]] = name
+    assert ran == set(best.values())

@@ -19,30 +19,32 @@ inline std::uint64_t join(const __mmask16 (&masks)[4]) {
   return _mm512_kunpackd(high, low);
 }
 
-// Up to 64 neighbouring inputs; bits from n on are 0 in low and 1 in high, as for padding. NaN counts as 0.
-inline Bits load_bits(const float* p, int n, bool sign_zero) {
+// What a sign needs to know of sixteen inputs: which count as +1, and which as 0. NaN does, in any case.
+struct Signs {
+  __mmask16 positive, zero;
+};
+
+inline Signs signs_of(__m512 x, __mmask16 lanes, bool sign_zero) {
   const __m512 zero = _mm512_setzero_ps();
-  __m512 x[4];
-  for (int i = 0; i < 4; ++i) {
-    if (n == 64) {
-      x[i] = _mm512_loadu_ps(p + 16 * i);
-    } else {
-      const int left = n - 16 * i;
-      x[i] = _mm512_maskz_loadu_ps(left >= 16 ? 0xffff
-                                   : left > 0 ? static_cast<__mmask16>((1u << left) - 1)
-                                              : 0,
-                                   p + 16 * i);
-    }
+  if (sign_zero) {
+    return {_mm512_mask_cmp_ps_mask(lanes, x, zero, _CMP_GE_OQ), _mm512_mask_cmp_ps_mask(lanes, x, x, _CMP_UNORD_Q)};
   }
-  __mmask16 positive[4], zeros[4];  // without sign_zero "not equal" is ordered, and NaN is among the zeros
-  for (int i = 0; i < 4; ++i) {
-    positive[i] = sign_zero ? _mm512_cmp_ps_mask(x[i], zero, _CMP_GE_OQ) : _mm512_cmp_ps_mask(x[i], zero, _CMP_GT_OQ);
-    zeros[i] = sign_zero ? _mm512_cmp_ps_mask(x[i], x[i], _CMP_UNORD_Q) : _mm512_cmp_ps_mask(x[i], zero, _CMP_EQ_UQ);
+  return {_mm512_mask_cmp_ps_mask(lanes, x, zero, _CMP_GT_OQ), _mm512_mask_cmp_ps_mask(lanes, x, zero, _CMP_EQ_UQ)};
+}
+
+// Up to 64 neighbouring inputs; bits from n on are 0 in low and 1 in high, as for padding.
+inline Bits load_bits(const float* p, int n, bool sign_zero) {
+  __mmask16 positive[4] = {}, zeros[4] = {};
+  for (int i = 0; i < 4 && 16 * i < n; ++i) {
+    const int left = n - 16 * i;
+    const __mmask16 lanes = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+    const Signs signs = signs_of(_mm512_maskz_loadu_ps(lanes, p + 16 * i), lanes, sign_zero);
+    positive[i] = signs.positive;
+    zeros[i] = signs.zero;
   }
-  const std::uint64_t inside = ~std::uint64_t{0} >> (64 - n);
-  const std::uint64_t low = join(positive) & inside;
-  if (((zeros[0] | zeros[1]) | (zeros[2] | zeros[3])) == 0) return {low, low | ~inside};
-  return {low, low | join(zeros) | ~inside};
+  const std::uint64_t low = join(positive), outside = n == 64 ? 0 : ~std::uint64_t{0} << n;
+  if (((zeros[0] | zeros[1]) | (zeros[2] | zeros[3])) == 0) return {low, low | outside};
+  return {low, low | join(zeros) | outside};
 }
 
 // Up to 64 inputs, `step` apart.

@@ -4,7 +4,7 @@
 #include "cpu/bits_avx512.h"
 #include "cpu/finish_avx512.h"
 #include "cpu/kernels.h"
-#include "cpu/pack_avx512.h"
+#include "cpu/pack_avx512vbmi.h"
 
 namespace subbit {
 namespace {

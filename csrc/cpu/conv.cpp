@@ -43,19 +43,23 @@ Problem problem_of(const DecodedWeight& weight, const ConvParams& params) {
           static_cast<int>(weight.codebook.size()),
           weight.units,
           params.out_channels / params.groups,
-          std::max({params.stride_h, params.stride_w, params.dilation_h, params.dilation_w})};
+          params.groups,
+          std::max({params.stride_h, params.stride_w, params.dilation_h, params.dilation_w}),
+          params.out_height * params.out_width,
+          params.height * params.width};
 }
 
 }  // namespace
 
-Conv::Conv(const Weight& weight, const ConvParams& params, Level level) {
+Conv::Conv(const Weight& weight, const ConvParams& params, Level level, const std::string& wanted) {
   checked_product({params.batch, params.out_channels, params.out_height, params.out_width}, "output");
   plan_.problem = problem_of(weight.decoded(), params);
-  plan_.plan = select(plan_.problem, level);
+  checked_product({params.height, params.width}, "image");
+  plan_.plan = select(plan_.problem, level, wanted).plan;
+  plan_.params = params;
   const bool is_empty =
       params.batch == 0 || params.out_channels == 0 || params.out_height == 0 || params.out_width == 0;
-  plan_.params = params;
-  if (is_empty) return;
+  if (is_empty || !kernel()) return;
 
   unpacks_ = params.x_is_packed && (plan_.kernel().layout == Layout::kRows || params.groups > 1);
   if (unpacks_) {

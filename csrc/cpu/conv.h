@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "core/conv_params.h"
 #include "cpu/run.h"
@@ -11,7 +12,10 @@ namespace subbit {
 class Conv {
  public:
   // The weight must outlive it. Throws std::invalid_argument where sizes overflow.
-  Conv(const Weight& weight, const ConvParams& params, Level level);
+  Conv(const Weight& weight, const ConvParams& params, Level level, const std::string& wanted);
+
+  // Null where the dense convolution is quicker, which is the caller's to run.
+  const Kernel* kernel() const { return plan_.plan.kernel; }
 
   // Safe to call from any number of threads at once.
   void operator()(const ConvOperands& operands) const;

@@ -14,6 +14,7 @@ Level machine_level() {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (!avx512) return Level::kAvx2;
   const bool vbmi = __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vpopcntdq") &&
+                    __builtin_cpu_supports("gfni") &&
                     __builtin_cpu_supports("bmi2");  // every processor with the first has the others, but one
   return vbmi ? Level::kAvx512Vbmi : Level::kAvx512;
 #else

@@ -59,32 +59,64 @@ class BitsRun : Run {
     const std::int64_t taps = kernel_size(params_.unit);
     const std::int64_t rows = (strip_.rows - 1) * params_.stride_h + (taps - 1) * params_.dilation_h + 1;
     const std::int64_t columns = (strip_.columns - 1) * params_.stride_w + (taps - 1) * params_.dilation_w + 1;
-    const std::int64_t begin = std::clamp<std::int64_t>(-first_column, 0, columns);
-    const std::int64_t end = std::clamp<std::int64_t>(params_.width - first_column, begin, columns);
     std::memset(used, 0, static_cast<std::size_t>(rows * row_words()) * sizeof(*used));
-    for (std::int64_t j = 0; j < rows; ++j) {
-      const std::int64_t row = first_row + j;
-      if (row < 0 || row >= params_.height || begin == end) continue;
-      std::uint64_t* out = used + j * row_words() + begin * words();
-      if (operands_.x_plus) {
-        copy_row(row, first_column + begin, end - begin, out);
-      } else {
-        const Words to{out + plane_words(), out, words(), nullptr, params_.sign_zero};
-        const float* x = input(0) + row * params_.x_h + (first_column + begin) * params_.x_w;
-        kernel_.pack({x, params_.x_c, params_.x_w, plan_.in_group(), end - begin, to});
-      }
+
+    const auto inside = [](std::int64_t first, std::int64_t count, std::int64_t size) {
+      const std::int64_t begin = std::clamp<std::int64_t>(first, 0, size);
+      return Range{begin, std::clamp<std::int64_t>(first + count, begin, size)};
+    };
+    const Range y = inside(first_row, rows, params_.height), x = inside(first_column, columns, params_.width);
+    if (y.begin == y.end || x.begin == x.end) return;
+    const Input input = operands_.x_plus ? packed_input(y, x) : pack_input(y, x);
+    for (std::int64_t row = y.begin; row < y.end; ++row) {
+      const std::int64_t at = (row - first_row) * row_words() + (x.begin - first_column) * words();
+      copy_row(input, (row - y.begin) * input.row_words, x.end - x.begin, used + at);
     }
   }
 
-  // Packed input; there is one group (conv.cpp). Bits behind the last channel must not count.
-  void copy_row(std::int64_t row, std::int64_t column, std::int64_t columns, std::uint64_t* used) const {
-    const std::int64_t from = ((strip_.image * params_.height + row) * params_.width + column) * words();
-    const int last = static_cast<int>((params_.in_channels - 1) % kWordChannels) + 1;
+  struct Range {
+    std::int64_t begin, end;
+  };
+  // Words of the first pixel of a part of the image; `nonzero` may be null.
+  struct Input {
+    const std::uint64_t* plus;
+    const std::uint64_t* nonzero;
+    std::int64_t row_words;
+  };
+
+  // There is one group (conv.cpp).
+  Input packed_input(Range rows, Range columns) const {
+    const std::int64_t from = ((strip_.image * params_.height + rows.begin) * params_.width + columns.begin) * words();
+    return {operands_.x_plus + from, operands_.x_nonzero ? operands_.x_nonzero + from : nullptr,
+            params_.width * words()};
+  }
+
+  // Floats first become words of the image as it is: rows without gaps all at once.
+  Input pack_input(Range rows, Range columns) const {
+    const std::int64_t width = columns.end - columns.begin, count = rows.end - rows.begin;
+    auto* plus = scratch<std::uint64_t>(strips_.responses_at);
+    std::uint64_t* nonzero = plus + count * width * words();
+    const float* x = input(0) + rows.begin * params_.x_h + columns.begin * params_.x_w;
+    const bool gapless = width == params_.width && params_.x_h == width * params_.x_w;
+    for (std::int64_t row = 0; row < (gapless ? 1 : count); ++row) {
+      const std::int64_t at = row * width * words();
+      const Words to{plus + at, nonzero + at, words(), nullptr, params_.sign_zero};
+      kernel_.pack(
+          {x + row * params_.x_h, params_.x_c, params_.x_w, plan_.in_group(), gapless ? count * width : width, to});
+    }
+    return {plus, nonzero, width * words()};
+  }
+
+  // Bits behind the last channel must not count.
+  void copy_row(const Input& input, std::int64_t from, std::int64_t columns, std::uint64_t* used) const {
+    const int last = static_cast<int>((plan_.in_group() - 1) % kWordChannels) + 1;
     const std::uint64_t channels_of_last = ~std::uint64_t{0} >> (kWordChannels - last);
-    for (std::int64_t i = 0; i < columns * words(); ++i) {
-      const std::uint64_t channels = (i + 1) % words() == 0 ? channels_of_last : ~std::uint64_t{0};
-      used[i] = operands_.x_nonzero ? operands_.x_nonzero[from + i] & channels : channels;
-      used[plane_words() + i] = operands_.x_plus[from + i];
+    for (std::int64_t column = 0; column < columns; ++column) {
+      for (std::int64_t w = 0; w < words(); ++w, ++from, ++used) {
+        const std::uint64_t channels = w + 1 == words() ? channels_of_last : ~std::uint64_t{0};
+        *used = input.nonzero ? input.nonzero[from] & channels : channels;
+        used[plane_words()] = input.plus[from];
+      }
     }
   }
 };

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -52,7 +53,8 @@ std::unique_ptr<Conv> make_conv(const Weight& weight, const Quad& x_shape, const
                                 const Quad& y_shape, const std::optional<Quad>& y_strides,
                                 const std::optional<Quad>& residual_strides, bool packs, const Pair& stride,
                                 const Pair& padding, const Pair& dilation, std::int64_t groups, bool binary,
-                                bool sign_zero, int activation, int threads, const std::optional<std::string>& level) {
+                                bool sign_zero, int activation, int threads, const std::optional<std::string>& level,
+                                const std::optional<std::string>& plan) {
   const DecodedWeight& decoded = weight.decoded();
   constexpr std::int64_t kMost = std::int64_t{1} << 31;
   for (int axis = 0; axis < 2; ++axis) {
@@ -102,8 +104,9 @@ std::unique_ptr<Conv> make_conv(const Weight& weight, const Quad& x_shape, const
   params.threads = threads;
 
   const Level used = level ? parse_level(*level) : active_level();
+  const std::string wanted = plan ? *plan : wanted_plan();
   const py::gil_scoped_release release;
-  return std::make_unique<Conv>(weight, params, used);
+  return std::make_unique<Conv>(weight, params, used, wanted);
 }
 
 void run_conv(const Conv& conv, std::uintptr_t x, std::uintptr_t x_nonzero, std::uintptr_t y, std::uintptr_t y_plus,
@@ -129,22 +132,37 @@ void run_conv(const Conv& conv, std::uintptr_t x, std::uintptr_t x_nonzero, std:
   conv(operands);
 }
 
-py::dict select_plan(bool binary, Unit unit, int codewords, std::int64_t units, std::int64_t outputs,
-                     std::int64_t spread, const std::string& level) {
-  // Any machine can ask what any other would do, so the level is only looked up, not checked against this one.
-  for (int i = 0; i < kLevelCount; ++i) {
-    if (level != kLevelNames[i]) continue;
-    const Plan plan =
-        select({binary ? Activations::kBinary : Activations::kFloat, unit, codewords, units, outputs, spread},
-               static_cast<Level>(i));
-    py::dict result;
-    result["kernel"] = plan.kernel->name;
-    result["level"] = name(plan.kernel->level);
-    result["binarize"] = plan.binarize;
-    result["units_per_block"] = plan.units_per_block;
-    return result;
+// Any machine can ask what any other would do, so the level is only looked up, not checked against this one.
+std::vector<py::dict> list_candidates(bool binary, Unit unit, int codewords, std::int64_t units, std::int64_t outputs,
+                                      std::int64_t groups, std::int64_t spread, std::int64_t pixels,
+                                      std::int64_t input_pixels, const std::string& level) {
+  const auto* found = std::find(kLevelNames, kLevelNames + kLevelCount, level);
+  if (found == kLevelNames + kLevelCount) {
+    throw std::invalid_argument("level must be scalar, avx2, avx512 or avx512vbmi, got '" + level + "'");
   }
-  throw std::invalid_argument("level must be scalar, avx2, avx512 or avx512vbmi, got '" + level + "'");
+  const Problem problem{binary ? Activations::kBinary : Activations::kFloat,
+                        unit,
+                        codewords,
+                        units,
+                        outputs,
+                        groups,
+                        spread,
+                        pixels,
+                        input_pixels};
+  std::vector<py::dict> result;
+  for (const Candidate& candidate : candidates(problem, static_cast<Level>(found - kLevelNames))) {
+    py::dict one;
+    one["plan"] = candidate.name();
+    one["nanoseconds"] = candidate.nanoseconds;
+    if (const Kernel* kernel = candidate.plan.kernel) {
+      one["kernel"] = kernel->name;
+      one["level"] = name(kernel->level);
+      one["binarize"] = candidate.plan.binarize;
+      one["units_per_block"] = candidate.plan.units_per_block;
+    }
+    result.push_back(one);
+  }
+  return result;
 }
 
 std::vector<py::tuple> kernels() {
@@ -177,12 +195,16 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&make_conv), py::keep_alive<1, 2>(), py::arg("weight"), py::arg("x_shape"), py::arg("x_strides"),
            py::arg("y_shape"), py::arg("y_strides"), py::arg("residual_strides"), py::arg("packs"), py::arg("stride"),
            py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("binary"), py::arg("sign_zero"),
-           py::arg("activation"), py::arg("threads"), py::arg("level") = py::none())
+           py::arg("activation"), py::arg("threads"), py::arg("level") = py::none(), py::arg("plan") = py::none())
+      .def_property_readonly("is_dense", [](const Conv& conv) { return conv.kernel() == nullptr; })
+      .def_property_readonly("kernel", [](const Conv& conv) { return conv.kernel() ? conv.kernel()->name : nullptr; })
       .def("__call__", &run_conv, py::arg("x"), py::arg("x_nonzero"), py::arg("y"), py::arg("y_plus"),
            py::arg("y_nonzero"), py::arg("scale"), py::arg("bias"), py::arg("residual"), py::arg("slope"),
            py::arg("shift"), py::arg("pack_shift"));
-  m.def("select", &select_plan, py::arg("binary"), py::arg("unit"), py::arg("codewords"), py::arg("units"),
-        py::arg("outputs"), py::arg("spread"), py::arg("level"));
+  m.def("candidates", &list_candidates, py::arg("binary"), py::arg("unit"), py::arg("codewords"), py::arg("units"),
+        py::arg("outputs"), py::arg("groups"), py::arg("spread"), py::arg("pixels"), py::arg("input_pixels"),
+        py::arg("level"));
+  m.def("wanted_plan", &wanted_plan);
   m.def("kernels", &kernels, "Every compiled kernel, best first: (name, level, binary activations).");
   m.def("machine_level", [] { return std::string(name(machine_level())); });
   m.def("active_level", [] { return std::string(name(active_level())); });

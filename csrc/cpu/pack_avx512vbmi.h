@@ -7,10 +7,16 @@
 
 #include "cpu/bits_avx512.h"
 #include "cpu/finish_avx512.h"
-#include "cpu/transpose.h"
+#include "cpu/transpose_avx512vbmi.h"
 
 namespace subbit {
 namespace {
+
+// A block of up to 64 channels and pixels, a word a channel, to the pixels' words.
+inline void store_transposed(std::uint64_t channels[64], int pixels, std::uint64_t* words, std::int64_t stride) {
+  transpose(channels);
+  for (int p = 0; p < pixels; ++p) words[p * stride] = channels[p];
+}
 
 // Channels lie next to each other, or pixels do (a word a channel then, transposed), or neither.
 inline void pack(const PackTask& task) {
