@@ -31,6 +31,7 @@ except ImportError as error:
 UNITS = {(1, 3, 3): _C.Unit.k3x3, (8, 1, 1): _C.Unit.k8x1x1}
 """The units that kernels are compiled for (paper, Table 5)."""
 
+Conv = _C.Conv
 kernels = _C.kernels
 candidates = _C.candidates
 wanted_plan = _C.wanted_plan
@@ -45,7 +46,21 @@ class Prepared:
         self.weight = weight
         self.channels = channels  # of a group
         self.convs: dict[tuple[object, ...], _C.Conv] = {}
-        self.dense: Tensor | None = None  # the decoded weight, where a convolution runs densely
+        self.decoded: Tensor | None = None  # where a convolution runs densely
+        self._scaled: tuple[Tensor, int, Tensor] | None = None
+        self.repeats: dict[object, Any] = {}  # calls made before (_repeat.py)
+
+    def dense_weight(self, scale: Tensor | None) -> Tensor:
+        """The decoded weight (there must be one) times scale; kept, and made again when the scale changes."""
+        assert self.decoded is not None
+        if scale is None:
+            return self.decoded
+        if scale.is_inference():
+            return self.decoded * scale[:, None, None, None]
+        if self._scaled is None or self._scaled[0] is not scale or self._scaled[1] != scale._version:
+            with torch.no_grad():
+                self._scaled = scale, scale._version, self.decoded * scale[:, None, None, None]
+        return self._scaled[2]
 
 
 @dataclass
@@ -82,6 +97,16 @@ def _is_current(entry: _Entry, packed: Tensor, codebook: Tensor, state: tuple[ob
     return entry.copy is None or (torch.equal(packed, entry.copy[0]) and torch.equal(codebook, entry.copy[1]))
 
 
+def find_prepared(
+    packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]
+) -> Prepared | None:
+    """The prepared weight if there is one and its tensors have not changed since."""
+    entry = _prepared.get(packed)
+    if entry is None or not _is_current(entry, packed, codebook, _state(packed, codebook, units, codewords, unit)):
+        return None
+    return entry.weight
+
+
 def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]) -> Prepared:
     """The weight as the kernels read it: validated and decoded once, and again only if its tensors change.
 
@@ -91,14 +116,13 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         TypeError: a packed tensor is not uint8.
         ValueError: the packed tensors do not fit the sizes, or an index is out of range.
     """
-    state = _state(packed, codebook, units, codewords, unit)
-    entry = _prepared.get(packed)
-    if entry is not None and _is_current(entry, packed, codebook, state):
-        return entry.weight
+    found = find_prepared(packed, codebook, units, codewords, unit)
+    if found is not None:
+        return found
     with _lock:
-        entry = _prepared.get(packed)
-        if entry is not None and _is_current(entry, packed, codebook, state):
-            return entry.weight
+        found = find_prepared(packed, codebook, units, codewords, unit)
+        if found is not None:
+            return found
         for name, tensor in (("packed_indices", packed), ("packed_codebook", codebook)):
             if tensor.dtype != torch.uint8:
                 raise TypeError(f"{name} must be uint8, got {tensor.dtype}")
@@ -116,6 +140,7 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         uncounted = packed.is_inference() or codebook.is_inference()
         copy = (packed.clone(), codebook.clone()) if uncounted else None
         prepared = Prepared(weight, units * unit[0])
+        state = _state(packed, codebook, units, codewords, unit)
         _prepared.put(packed, _Entry(prepared, weakref.ref(codebook), state, copy))
         return prepared
 
@@ -123,16 +148,42 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
 _MOST_CONVS = 32  # sizes and options that one weight is kept planned for
 
 
-def _conv(
+def rows_follow(x: Tensor) -> bool:
+    """Whether the rows of x (N, C, H, W) follow each other in memory, as kernels want those of a residual."""
+    return x.shape[2] <= 1 or x.stride(2) == x.shape[3] * x.stride(3)
+
+
+def is_vector(v: Tensor) -> bool:
+    """Whether kernels can read a (C_out,) tensor."""
+    return v.dtype == torch.float32 and v.is_contiguous()
+
+
+def reads(x: Tensor, x_nonzero: Tensor | None, residual: Tensor | None) -> bool:
+    """Whether kernels can read these as they are."""
+    in_words = x.dtype == torch.int64 and x.is_contiguous() and (x_nonzero is None or x_nonzero.is_contiguous())
+    can_add = residual is None or (residual.dtype == torch.float32 and rows_follow(residual))
+    return (x.dtype == torch.float32 or in_words) and can_add
+
+
+def planned(
     weight: Prepared,
     x: Tensor,
     y: Tensor | None,
     residual: Tensor | None,
     packs: bool,
     sizes: tuple[int, ...],
-    *options: Any,
-) -> _C.Conv:
-    """The convolution for these sizes and options, planned at their first call."""
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    activation_bits: int,
+    sign_zero: int,
+    activation: str,
+    level: str | None = None,
+    plan: str | None = None,
+) -> Conv:
+    """The convolution for these sizes and options, planned at their first call; see :func:`conv2d`."""
+    options = stride, padding, dilation, groups, activation_bits, sign_zero, activation, level, plan
     packed = x.dtype == torch.int64
     x_strides = None if packed else x.stride()
     y_strides = None if y is None else y.stride()
@@ -142,7 +193,6 @@ def _conv(
     conv = weight.convs.get(key)
     if conv is not None:
         return conv
-    stride, padding, dilation, groups, activation_bits, sign_zero, activation, level, plan = options
     x_shape = (x.shape[0], weight.channels * groups, *x.shape[1:3]) if packed else x.shape
     conv = _C.Conv(
         weight.weight, x_shape, x_strides, sizes, y_strides, residual_strides, packs, stride, padding, dilation, groups,
@@ -226,7 +276,7 @@ def conv2d(
     Raises:
         ValueError: sizes do not fit each other, or the level is unknown or more than the machine has.
     """
-    conv = _conv(
+    conv = planned(
         weight, x, y, residual, plus is not None, sizes or cast("Tensor", y).shape,
         stride, padding, dilation, groups, activation_bits, sign_zero, activation, level, plan,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from subbit_infer import _native, reference
 from subbit_infer import codebook as codebooks
 from subbit_infer._call import FLOATS, Call
 from subbit_infer.activations import check_words, pack_signs, unpack_signs, word_count
+from subbit_infer.epilogue import Epilogue
 from subbit_infer.weight import (
     check_channel_vector,
     check_indices,
@@ -66,7 +67,7 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
 
 
 def _float_vector(vector: Tensor | None) -> Tensor | None:
-    if vector is None or (vector.dtype == torch.float32 and vector.is_contiguous()):
+    if vector is None or _native.is_vector(vector):
         return vector
     return vector.to(torch.float32).contiguous()
 
@@ -105,16 +106,18 @@ def _check_memory(name: str, tensor: Tensor) -> None:
 
 def _densely(call: Call, weight: _native.Prepared, sizes: _Sizes) -> _Outputs:
     """By the decoded weight, which is kept, where neither sharing nor matching bits pays."""
-    if weight.dense is None:
-        weight.dense = _decode(call.packed_indices, call.packed_codebook, call.units, call.codewords, call.unit)
+    if weight.decoded is None:
+        weight.decoded = _decode(call.packed_indices, call.packed_codebook, call.units, call.codewords, call.unit)
     x = call.float_x()
-    if call.activation_bits == 1 and not call.is_packed:
-        x = reference.binarize(x, call.sign_zero)
+    geometry = _pair(call.stride), _pair(call.padding), _pair(call.dilation), call.groups
     with torch.autocast("cpu", enabled=False):
-        sums = F.conv2d(
-            x, weight.dense, None, _pair(call.stride), _pair(call.padding), _pair(call.dilation), call.groups
-        )
-    y = call.epilogue.apply(sums)
+        if call.activation_bits == 1:  # sums of signs are exact, and so is what follows them
+            x = x if call.is_packed else reference.binarize(x, call.sign_zero)
+            y = call.epilogue.apply(F.conv2d(x, weight.decoded, None, *geometry))
+        else:
+            dense = weight.dense_weight(_float_vector(call.scale))
+            sums = F.conv2d(x, dense, _float_vector(call.bias), *geometry)
+            y = Epilogue(None, None, call.residual, call.activation, call.slope, call.shift).apply(sums)
     plus, nonzero = pack_signs(y, call.pack_shift, call.pack_sign_zero) if call.packed_output else (None, None)
     if not call.float_output:
         return None, plus, nonzero
@@ -124,8 +127,7 @@ def _densely(call: Call, weight: _native.Prepared, sizes: _Sizes) -> _Outputs:
 
 def _rows_in_order(x: Tensor) -> Tensor:
     """X itself if its rows follow each other, as kernels read them, else a copy."""
-    follow = x.shape[2] <= 1 or x.stride(2) == x.shape[3] * x.stride(3)
-    return x if follow else x.contiguous()
+    return x if _native.rows_follow(x) else x.contiguous()
 
 
 def _on_cpu(call: Call, sizes: _Sizes) -> _Outputs:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from subbit_infer import _dispatch, operators, reference
+from subbit_infer import _dispatch, _repeat, operators, reference
 from subbit_infer import codebook as codebooks
 from subbit_infer._cache import PerTensor
 from subbit_infer._call import FLOATS
@@ -183,6 +183,15 @@ Result = Tensor | PackedActivations | tuple[Tensor, PackedActivations]
 """What ``output`` asks for: "float", "packed" or "both"."""
 
 
+def _result(outputs: _repeat.Outputs, out_channels: int) -> Result:
+    """What was asked for: y, its packed signs, or both."""
+    y, plus, nonzero = outputs
+    if plus is None:
+        return cast("Tensor", y)
+    packed = PackedActivations(plus, nonzero, out_channels, trusted=True)
+    return packed if y is None else (y, packed)
+
+
 @overload
 def conv(
     x: Tensor | PackedActivations, indices: Tensor | PackedWeight, codebook: Tensor | None = None,
@@ -267,6 +276,17 @@ def conv(
         TypeError: an argument has the wrong type or dtype.
         ValueError: a value or size breaks a rule; the message names the argument, the rule and the value.
     """
+    options = (
+        stride, padding, dilation, groups, activation, activation_bits, sign_zero, output, pack_sign_zero,
+    )  # fmt: skip
+    if isinstance(indices, PackedWeight) and codebook is None and isinstance(x, Tensor | PackedActivations):
+        words = (x, None) if isinstance(x, Tensor) else (x.plus, x.nonzero)
+        vectors = (
+            indices.scale if scale is None else scale, indices.bias if bias is None else bias, slope, shift, pack_shift,
+        )  # fmt: skip
+        outputs = _repeat.repeat(*words, indices, residual, vectors, options)
+        if outputs is not None:
+            return _result(outputs, indices.out_channels)
     if not isinstance(x, PackedActivations):
         _check_floats(x)
         if x.dim() not in (3, 4):
@@ -299,30 +319,35 @@ def conv(
     bias = weight.bias if bias is None else bias
     if isinstance(residual, Tensor) and batched is not x:
         residual = residual.unsqueeze(0)
-    plus, nonzero = (padded, None) if isinstance(padded, Tensor) else (padded.plus, padded.nonzero)
+    words = (padded, None) if isinstance(padded, Tensor) else (padded.plus, padded.nonzero)
     arguments = (
-        plus, weight.packed_indices, weight.packed_codebook, scale, bias, residual, slope, shift, activation, stride,
-        padding, dilation, groups, weight.units, weight.codewords, weight.unit, bits, sign_zero,
+        words[0], weight.packed_indices, weight.packed_codebook, scale, bias, residual, slope, shift, activation,
+        stride, padding, dilation, groups, weight.units, weight.codewords, weight.unit, bits, sign_zero,
     )  # fmt: skip
-    tensors = (plus, weight.packed_indices, weight.packed_codebook, scale, bias, residual, slope, shift)
-    direct = _dispatch.nothing_watches() and _dispatch.are_plain(*tensors, nonzero, pack_shift)
+    tensors = (words[0], weight.packed_indices, weight.packed_codebook, scale, bias, residual, slope, shift)
+    direct = _dispatch.nothing_watches() and _dispatch.are_plain(*tensors, words[1], pack_shift)
     if not direct:
         _check_optional_tensors(
             scale=scale, bias=bias, residual=residual, slope=slope, shift=shift, pack_shift=pack_shift
         )
     if output == "float" and isinstance(padded, Tensor):
-        y: Tensor = (operators.conv2d_cpu if direct else torch.ops.subbit_infer.conv2d)(*arguments)
-        return y if batched is x else y.squeeze(0)
-    y, *words = (operators.conv2d_packed_cpu if direct else torch.ops.subbit_infer.conv2d_packed)(
-        *arguments, nonzero, pack_shift, pack_sign_zero, output != "packed", output != "float"
-    )
-    y = y if batched is x else y.squeeze(0)
-    if output == "float":
-        return y
-    packed = PackedActivations(
-        words[0], None if pack_sign_zero else words[1], weight.packed_indices.shape[0], trusted=True
-    )
-    return packed if output == "packed" else (y, packed)
+        outputs = (operators.conv2d_cpu if direct else torch.ops.subbit_infer.conv2d)(*arguments), None, None
+    else:
+        y, plus, nonzero = (operators.conv2d_packed_cpu if direct else torch.ops.subbit_infer.conv2d_packed)(
+            *arguments, words[1], pack_shift, pack_sign_zero, output != "packed", output != "float"
+        )
+        packs = output != "float"
+        outputs = (
+            None if output == "packed" else y,
+            plus if packs else None,
+            nonzero if packs and not pack_sign_zero else None,
+        )
+    if direct and padded is x and weight is indices:
+        geometry = stride, padding, dilation, groups, bits, sign_zero, activation
+        _repeat.remember(*words, weight, residual, (scale, bias, slope, shift, pack_shift), options, outputs, geometry)
+    if outputs[0] is not None and batched is not x:
+        outputs = outputs[0].squeeze(0), *outputs[1:]
+    return _result(outputs, weight.packed_indices.shape[0])
 
 
 @overload
