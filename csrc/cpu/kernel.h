@@ -120,18 +120,19 @@ struct StagePackedTask {
   std::int64_t channel_stride;  // words from channel to channel
 };
 
-// The codes of the patches that a unit sees at up to kChunk pixels: for each, where the rows for its place in the image
-// begin, plus the number whose bit t is tap t, all times slot / 8.
+// The codes of the patches that units see at kChunk pixels (there may be fewer: the rest is written too): for each,
+// where the rows for its place in the image begin, plus the number whose bit t is tap t, all times slot / 8.
 struct CodePatchesTask {
-  const std::uint64_t* plane;   // of bits
-  const std::int64_t* tap_bit;  // [taps] the bit of the plane that the first pixel's tap is
+  const std::uint64_t* plane;  // of bits: unit 0's first
+  std::int64_t unit_stride;    // words from unit to unit
+  std::int64_t units;
+  const std::int64_t* tap_bit;  // [taps] the bit of a unit's planes that the first pixel's tap is
   const std::uint64_t* inside;  // [taps] pixels whose tap is inside the image
   std::uint64_t outside;        // all ones or zero: the bits of the other taps
   int taps;
-  int pixels;                  // 1 to kChunk
   const std::uint16_t* first;  // [kChunk]
   int code_shift;              // log2(slot / 8)
-  std::uint16_t* codes;        // pixel p's at [p / kCodePixels * block_stride + p % kCodePixels]
+  std::uint16_t* codes;        // [p / kCodePixels * block_stride + unit * kCodePixels + p % kCodePixels]
   std::int64_t block_stride;
 };
 

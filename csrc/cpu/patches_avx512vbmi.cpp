@@ -123,6 +123,94 @@ inline void look_up_pixels(const LookUpTask& task) {
   for (; p < task.pixels; ++p) look_up_outputs<kSlot, 1>(task, p);
 }
 
+// What the first eight taps see, a word of 64 pixels a tap. Where they are, and how far into a word, is the same for
+// all units.
+class Taps {
+ public:
+  explicit Taps(const std::int64_t* tap_bit) {
+    const __m512i at = _mm512_loadu_si512(tap_bit);
+    word_ = _mm512_srai_epi64(at, 6);
+    shift_ = _mm512_and_si512(at, _mm512_set1_epi64(63));
+    rest_ = _mm512_sub_epi64(_mm512_set1_epi64(64), shift_);
+  }
+  __m512i load(const std::uint64_t* plane) const {
+    const __m512i low = _mm512_i64gather_epi64(word_, plane, 8), high = _mm512_i64gather_epi64(word_, plane + 1, 8);
+    return _mm512_or_si512(_mm512_srlv_epi64(low, shift_), _mm512_sllv_epi64(high, rest_));
+  }
+
+ private:
+  __m512i word_, shift_, rest_;
+};
+
+// The same where the three taps of each kernel row follow each other bit by bit, as they do without stride: a load a
+// row that begins less than eight bits before its first tap serves all three.
+class TapsOfRows {
+ public:
+  static bool fit(const std::int64_t* tap_bit, int taps) {
+    bool consecutive = taps == 9;
+    for (int t = 1; t < taps; ++t) consecutive = consecutive && (t % 3 == 0 || tap_bit[t] == tap_bit[t - 1] + 1);
+    return consecutive;
+  }
+  explicit TapsOfRows(const std::int64_t* tap_bit) {
+    alignas(64) std::int64_t shift[8];
+    for (int r = 0; r < 3; ++r) byte_[r] = tap_bit[3 * r] >> 3;
+    for (int t = 0; t < 8; ++t) shift[t] = tap_bit[t] - 8 * byte_[t / 3];
+    shift_ = _mm512_load_si512(shift);
+    rest_ = _mm512_sub_epi64(_mm512_set1_epi64(64), shift_);
+  }
+  __m512i load(const std::uint64_t* plane) const {
+    const auto rows = [&](std::int64_t offset) {
+      const auto word = [&](int r) {
+        long long value;
+        __builtin_memcpy(&value, reinterpret_cast<const char*>(plane) + byte_[r] + offset, sizeof(value));
+        return value;
+      };
+      const __m512i first = _mm512_set1_epi64(word(0));  // lanes 0 1 2; then 3 4 5 and 6 7
+      return _mm512_mask_set1_epi64(_mm512_mask_set1_epi64(first, 0x38, word(1)), 0xc0, word(2));
+    };
+    return _mm512_or_si512(_mm512_srlv_epi64(rows(0), shift_), _mm512_sllv_epi64(rows(8), rest_));
+  }
+
+ private:
+  std::int64_t byte_[3];
+  __m512i shift_, rest_;
+};
+
+// Eight taps of 64 pixels are eight words, a bit a pixel, and codes are a byte a pixel, a bit a tap: a transposition of
+// 8 x 64 bits. (The task is copied because the stores of codes could, for all the compiler knows, change it.)
+template <class Taps>
+inline void code_patches(const CodePatchesTask task) {
+  const Taps taps(task.tap_bit);
+  const __m512i inside = _mm512_loadu_si512(task.inside);
+  const __m512i outside = _mm512_andnot_si512(inside, _mm512_set1_epi64(static_cast<long long>(task.outside)));
+  const __m512i first[2] = {_mm512_loadu_si512(task.first), _mm512_loadu_si512(task.first + 32)};
+  const __m512i ninth_bit = _mm512_set1_epi16(256);
+  const __m128i code_shift = _mm_cvtsi32_si128(task.code_shift);
+  const bool has_ninth = task.taps == 9;
+  const std::int64_t ninth_at = has_ninth ? task.tap_bit[8] : 0;
+  const std::uint64_t ninth_inside = has_ninth ? task.inside[8] : 0;
+  const std::uint64_t ninth_outside = has_ninth ? task.outside & ~ninth_inside : 0;
+  for (std::int64_t u = 0; u < task.units; ++u) {
+    const std::uint64_t* plane = task.plane + u * task.unit_stride;
+    const __m512i bits = _mm512_or_si512(_mm512_and_si512(taps.load(plane), inside), outside);
+    const __m512i bytes = transpose_8x64(bits);
+    const std::uint64_t ninth = (get_bits(plane, ninth_at) & ninth_inside) | ninth_outside;
+    std::uint16_t* out = task.codes + u * kCodePixels;
+    for (int half = 0; half < 2; ++half) {
+      const __m256i half_bytes = half == 0 ? _mm512_castsi512_si256(bytes) : _mm512_extracti64x4_epi64(bytes, 1);
+      const auto ninths = static_cast<__mmask32>(ninth >> (32 * half));
+      __m512i codes = _mm512_cvtepu8_epi16(half_bytes);
+      codes = _mm512_mask_add_epi16(codes, ninths, codes, ninth_bit);
+      codes = _mm512_add_epi16(_mm512_sll_epi16(codes, code_shift), first[half]);
+      const __m128i blocks[4] = {_mm512_castsi512_si128(codes), _mm512_extracti32x4_epi32(codes, 1),
+                                 _mm512_extracti32x4_epi32(codes, 2), _mm512_extracti32x4_epi32(codes, 3)};
+      for (int i = 0; i < 4; ++i) {
+        _mm_store_si128(reinterpret_cast<__m128i*>(out + (4 * half + i) * task.block_stride), blocks[i]);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 bool stage_binary_patches_avx512vbmi(const StagePatchesTask& task) {
@@ -179,26 +267,10 @@ bool stage_packed_binary_patches_avx512vbmi(const StagePackedTask& task) {
 }
 
 void code_binary_patches_avx512vbmi(const CodePatchesTask& task) {
-  const auto bits = [&](int t) {
-    return (get_bits(task.plane, task.tap_bit[t]) & task.inside[t]) | (task.outside & ~task.inside[t]);
-  };
-  __m512i low = _mm512_setzero_si512();
-  for (int t = 0; t < 8; ++t) {
-    low = _mm512_mask_add_epi8(low, bits(t), low, _mm512_set1_epi8(static_cast<char>(1 << t)));
-  }
-  const std::uint64_t ninth = task.taps == 9 ? bits(8) : 0;
-  const __m128i shift = _mm_cvtsi32_si128(task.code_shift);
-  for (int half = 0; half < 2 && 32 * half < task.pixels; ++half) {
-    const __m256i bytes = half == 0 ? _mm512_castsi512_si256(low) : _mm512_extracti64x4_epi64(low, 1);
-    const auto ninths = static_cast<__mmask32>(ninth >> (32 * half));
-    __m512i codes = _mm512_cvtepu8_epi16(bytes);
-    codes = _mm512_mask_add_epi16(codes, ninths, codes, _mm512_set1_epi16(256));
-    codes = _mm512_add_epi16(_mm512_sll_epi16(codes, shift), _mm512_loadu_si512(task.first + 32 * half));
-    const __m128i blocks[4] = {_mm512_castsi512_si128(codes), _mm512_extracti32x4_epi32(codes, 1),
-                               _mm512_extracti32x4_epi32(codes, 2), _mm512_extracti32x4_epi32(codes, 3)};
-    for (int i = 0; i < 4 && 32 * half + kCodePixels * i < task.pixels; ++i) {
-      _mm_store_si128(reinterpret_cast<__m128i*>(task.codes + (4 * half + i) * task.block_stride), blocks[i]);
-    }
+  if (TapsOfRows::fit(task.tap_bit, task.taps)) {
+    code_patches<TapsOfRows>(task);
+  } else {
+    code_patches<Taps>(task);
   }
 }
 

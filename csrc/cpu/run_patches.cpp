@@ -31,6 +31,9 @@ class PatchesRun : Run {
     code.inside = inside;
     code.taps = taps;
     code.code_shift = __builtin_ctz(static_cast<unsigned>(slot / 8));
+    code.unit_stride = strips_.unit_stride;
+    code.units = plan_.problem.units;
+    code.codes = codes;
     code.block_stride = plan_.problem.units * kCodePixels;
     LookUpTask look_up{};
     look_up.responses = reinterpret_cast<const std::uint8_t*>(plan_.patches->responses.data());
@@ -48,15 +51,11 @@ class PatchesRun : Run {
         const int shift = static_cast<int>(pixel % 64);
         inside[t] = shift == 0 ? word[0] : word[0] >> shift | word[1] << (64 - shift);
       }
-      code.pixels = pixels;
       code.first = twice ? kWholePatches : map.first.data() + pixel;
       for (int pass = 0; pass < (twice ? 2 : 1); ++pass) {
         code.outside = pass == 0 ? 0 : ~std::uint64_t{0};
-        for (std::int64_t u = 0; u < plan_.problem.units; ++u) {
-          code.plane = (pass == 0 ? plus : positive) + u * strips_.unit_stride;
-          code.codes = codes + u * kCodePixels;
-          kernel_.patches.code(code);
-        }
+        code.plane = pass == 0 ? plus : positive;
+        kernel_.patches.code(code);
         look_up.add = pass == 1;
         for (int p = 0; p < pixels; p += kCodePixels) {
           look_up.codes = codes + p / kCodePixels * code.block_stride;

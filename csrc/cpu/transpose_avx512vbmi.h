@@ -19,17 +19,20 @@ alignas(64) constexpr std::uint8_t kReversed[64] = {56, 48, 40, 32, 24, 16, 8,  
                                                     60, 52, 44, 36, 28, 20, 12, 4, 61, 53, 45, 37, 29, 21, 13, 5,
                                                     62, 54, 46, 38, 30, 22, 14, 6, 63, 55, 47, 39, 31, 23, 15, 7};
 
+// Word i bit j goes to byte j bit i: blocks of 8 x 8 bits become words, and each is transposed, as the matrix that is
+// applied to the unit vectors.
+inline __m512i transpose_8x64(__m512i words) {
+  const __m512i units = _mm512_set1_epi64(static_cast<long long>(0x8040201008040201));
+  return _mm512_gf2p8affine_epi64_epi8(units, _mm512_permutexvar_epi8(_mm512_load_si512(kReversed), words), 0);
+}
+
 // Word i bit j goes to word j bit i. A word is a row of eight blocks of 8 x 8 bits, and eight rows are a register:
 // blocks become words, are transposed one by one (as the matrix that is applied to the unit vectors), and change
 // places.
 inline void transpose(std::uint64_t words[64]) {
-  const __m512i units = _mm512_set1_epi64(static_cast<long long>(0x8040201008040201));
-  const __m512i order = _mm512_load_si512(kByteOrder), reversed = _mm512_load_si512(kReversed);
+  const __m512i order = _mm512_load_si512(kByteOrder);
   __m512i x[8], t[8];
-  for (int i = 0; i < 8; ++i) {
-    const __m512i blocks = _mm512_permutexvar_epi8(reversed, _mm512_loadu_si512(words + 8 * i));
-    x[i] = _mm512_gf2p8affine_epi64_epi8(units, blocks, 0);
-  }
+  for (int i = 0; i < 8; ++i) x[i] = transpose_8x64(_mm512_loadu_si512(words + 8 * i));
   for (int i = 0; i < 8; i += 2) {
     t[i] = _mm512_unpacklo_epi64(x[i], x[i + 1]);
     t[i + 1] = _mm512_unpackhi_epi64(x[i], x[i + 1]);
