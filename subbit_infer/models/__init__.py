@@ -7,7 +7,7 @@ than one bit a weight: every convolution but the first one and the shortcuts'.
 """
 
 from subbit_infer.models.body import BodyConv2d, body_convs, calibrate, make_subbit_weights, to_subbit
-from subbit_infer.models.fuse import fuse
+from subbit_infer.models.fusion import fuse
 from subbit_infer.models.reactnet import ReActNet, reactnet18
 from subbit_infer.models.resnet import ResNet, resnet18, resnet34, resnet50
 from subbit_infer.models.vgg import VGGSmall, vgg_small

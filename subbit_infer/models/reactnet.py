@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from subbit_infer.models.body import BodyConv2d, seeded
-from subbit_infer.models.fuse import FusedBlock, fold, fold_dense
+from subbit_infer.models.fusion import FusedBlock, fold, fold_dense
 from subbit_infer.models.resnet import STEM, WIDTHS
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from subbit_infer.models.body import BodyConv2d, activation, seeded
-from subbit_infer.models.fuse import Contiguous, FusedBlock, activation_name, fold, fold_dense
+from subbit_infer.models.fusion import Contiguous, FusedBlock, activation_name, fold, fold_dense
 
 STEM = 64  # channels after the first convolution
 WIDTHS = (64, 128, 256, 512)  # channels of the 3x3 layers in each of the four stages

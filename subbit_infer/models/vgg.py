@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from subbit_infer.models.body import BodyConv2d, activation, seeded
-from subbit_infer.models.fuse import Contiguous, MaxPool2x2, activation_name, fold, fold_dense, is_increasing
+from subbit_infer.models.fusion import Contiguous, MaxPool2x2, activation_name, fold, fold_dense, is_increasing
 from subbit_infer.nn import SubbitConv2d
 
 WIDTHS = (128, 128, 256, 256, 512, 512)  # channels after each 3x3 convolution; every second one halves the image
