@@ -184,6 +184,7 @@ def test_nothing_is_left_to_fuse(make: Make, bits: int, outputs: dict[str, int])
     assert sum(isinstance(module, nn.ReLU | nn.Hardtanh) for module in modules) <= 1  # the stem's
     assert Counter(module.output for module in modules if isinstance(module, SubbitConv2d)) == outputs
     assert not any(module.training for module in modules)
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
 
 
 @pytest.mark.parametrize("bits", [1, 32])
@@ -254,6 +255,8 @@ def test_fused_networks_are_copies_that_can_be_saved() -> None:
 
 
 def test_what_cannot_be_fused() -> None:
+    with pytest.raises(TypeError, match=r"model must be a network of subbit_infer.models, got a Identity"):
+        models.fuse(nn.Identity())
     dense = models.vgg_small()
     with pytest.raises(TypeError, match="the body must be sub-bit, as to_subbit makes it, got a BodyConv2d"):
         models.fuse(dense)

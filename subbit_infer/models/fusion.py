@@ -13,7 +13,7 @@ packed activations they take 3.6 ms channels_last, the order of the words, and 4
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +26,15 @@ Signals = Tensor | tuple[Tensor, Tensor | PackedActivations]
 """What goes between blocks: floats, or floats for the shortcut and what the convolution takes the signs of."""
 
 
-class Fusible(Protocol):
+class Network(nn.Module):
     """A network that knows its fused form."""
 
-    training: bool
-
     def fused(self) -> nn.Sequential:
-        """The network's layers, fused, in order."""
+        """The fused network; see `fuse`."""
+        raise NotImplementedError
 
 
-def fuse(model: Fusible) -> nn.Sequential:
+def fuse(model: nn.Module) -> nn.Sequential:
     """The same function for inference, faster: a network that `to_subbit` made, with its layers fused.
 
     Every sub-bit convolution carries its BatchNorm, activation and shortcut, and where the next one takes signs alone
@@ -47,17 +46,19 @@ def fuse(model: Fusible) -> nn.Sequential:
         model: A network of this package in evaluation mode whose body is sub-bit; it stays as it is.
 
     Returns:
-        A ``nn.Sequential`` that shares no memory with `model`, in evaluation mode.
+        A ``nn.Sequential`` that shares no memory with `model`, in evaluation mode and without gradients.
 
     Raises:
-        TypeError: the body is not sub-bit.
+        TypeError: it is no network of this package, or its body is not sub-bit.
         ValueError: the network is in training mode, whose BatchNorm is another function.
     """
+    if not isinstance(model, Network):
+        raise TypeError(f"model must be a network of subbit_infer.models, got a {type(model).__name__}")
     if model.training:
         raise ValueError("model must be in evaluation mode, got one in training mode: call eval()")
     # Not inference tensors, even if called so: those do not count changes, and their contents are compared every call.
     with torch.inference_mode(False), torch.no_grad():
-        return model.fused().eval()
+        return model.fused().eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -101,9 +102,9 @@ def fold(
     )
     return SubbitConv2d.from_packed(
         folded,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
+        stride=_short(conv.stride),
+        padding=conv.padding if isinstance(conv.padding, str) else _short(conv.padding),
+        dilation=_short(conv.dilation),
         groups=conv.groups,
         activation_bits=conv.activation_bits,
         sign_zero=conv.sign_zero,
@@ -221,6 +222,11 @@ def _two_by_two(combine: Any, words: Tensor) -> Tensor:
     words = combine(words[:, ::2], words[:, 1::2])
     combined: Tensor = combine(words[:, :, ::2], words[:, :, 1::2])
     return combined
+
+
+def _short(pair: int | tuple[int, int]) -> int | tuple[int, int]:
+    """One number for two that are the same: every call checks them, and one is checked 3 us faster."""
+    return pair[0] if isinstance(pair, tuple) and pair[0] == pair[1] else pair
 
 
 def _copy(vector: Tensor | None) -> Tensor | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from subbit_infer.models.body import BodyConv2d, seeded
-from subbit_infer.models.fusion import FusedBlock, fold, fold_dense
+from subbit_infer.models.fusion import FusedBlock, Network, fold, fold_dense
 from subbit_infer.models.resnet import STEM, WIDTHS
 
 
@@ -76,7 +76,7 @@ class BinaryBlock(nn.Module):
         return FusedBlock([conv], nn.Sequential(*fold_dense(self.downsample.children(), channels_last=True)))
 
 
-class ReActNet(nn.Module):
+class ReActNet(Network):
     """A ResNet of binary blocks. The first convolution, the shortcuts and the linear layer stay in full precision.
 
     Args:
@@ -107,7 +107,7 @@ class ReActNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
 
     def fused(self) -> nn.Sequential:
-        """The fused network; see :func:`subbit_infer.models.fuse`."""
+        """The fused network; see `fuse`."""
         stages = [self.get_submodule(f"layer{stage}") for stage in range(1, len(WIDTHS) + 1)]
         blocks = [block for stage in stages for block in stage.children() if isinstance(block, BinaryBlock)]
         stem = fold_dense([self.conv1, self.bn1, self.maxpool], channels_last=True)

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from subbit_infer.models.body import BodyConv2d, activation, seeded
-from subbit_infer.models.fusion import Contiguous, FusedBlock, activation_name, fold, fold_dense
+from subbit_infer.models.fusion import Contiguous, FusedBlock, Network, activation_name, fold, fold_dense
 
 STEM = 64  # channels after the first convolution
 WIDTHS = (64, 128, 256, 512)  # channels of the 3x3 layers in each of the four stages
@@ -99,7 +99,7 @@ class Bottleneck(ResidualBlock):
         return self.act(y.add_(self.downsample(x)))  # type: ignore[no-any-return]
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """A ResNet for images of some 224 x 224.
 
     Args:
@@ -141,7 +141,7 @@ class ResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
 
     def fused(self) -> nn.Sequential:
-        """The fused network; see :func:`subbit_infer.models.fuse`."""
+        """The fused network; see `fuse`."""
         stages = [self.get_submodule(f"layer{stage}") for stage in range(1, len(WIDTHS) + 1)]
         blocks = [block for stage in stages for block in stage.children() if isinstance(block, ResidualBlock)]
         # The activation goes behind the pooling, where a quarter of the elements is left: no activation turns an order

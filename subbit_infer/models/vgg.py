@@ -7,13 +7,13 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from subbit_infer.models.body import BodyConv2d, activation, seeded
-from subbit_infer.models.fusion import Contiguous, MaxPool2x2, activation_name, fold, fold_dense, is_increasing
+from subbit_infer.models.fusion import Contiguous, MaxPool2x2, Network, activation_name, fold, fold_dense, is_increasing
 from subbit_infer.nn import SubbitConv2d
 
 WIDTHS = (128, 128, 256, 256, 512, 512)  # channels after each 3x3 convolution; every second one halves the image
 
 
-class VGGSmall(nn.Module):
+class VGGSmall(Network):
     """Six 3x3 convolutions in pairs, each pair followed by pooling, and a linear layer.
 
     The body is the last five convolutions; the first one and the linear layer stay in full precision.
@@ -41,7 +41,7 @@ class VGGSmall(nn.Module):
         return self.fc(self.features(x).flatten(1))  # type: ignore[no-any-return]
 
     def fused(self) -> nn.Sequential:
-        """The fused network; see :func:`subbit_infer.models.fuse`."""
+        """The fused network; see `fuse`."""
         layers = list(self.features)
         starts = [place for place, layer in enumerate(layers) if isinstance(layer, BodyConv2d | SubbitConv2d)]
         stem = fold_dense(layers[: starts[0]], channels_last=True)
