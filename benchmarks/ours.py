@@ -1,13 +1,15 @@
-"""The contenders of this package for one layer."""
+"""The contenders of this package, for one layer or a whole network."""
 
 from typing import Any
+from unittest import mock
 
 import torch
+from torch import Tensor, nn
 
 import subbit_infer
 from layers import Problem
 from results import A1, A1_PACKED, A32
-from subbit_infer import conv
+from subbit_infer import _native, conv, models
 from timing import Contender
 
 NO_PACKED = "packed activations: subbit_infer has no PackedActivations"
@@ -49,3 +51,22 @@ def a1_packed(problem: Problem) -> Contender:
 def all_of(problem: Problem) -> list[Contender]:
     """Each of the above that this version has."""
     return [a32(problem), a1(problem)] + ([a1_packed(problem)] if can_pack() else [])
+
+
+def a32_network(dense: nn.Module, images: Tensor) -> Contender:
+    """A whole network of float activations, fused, against the dense one."""
+    fused = models.fuse(models.to_subbit(dense))
+    return Contender(A32, lambda: fused(images), dense(images), bound=1e-4)
+
+
+def a1_network(name: str, dense: nn.Module, images: Tensor) -> Contender:
+    """A whole network of binary activations, fused, against the same with every sub-bit layer by the reference.
+
+    Those have the same bits. The dense network's results may be anything else, as soon as a single activation is within
+    rounding of 0: its sign flips, and random weights blow that up. That fused and dense networks are the same where
+    nothing is rounded is what tests/test_models.py shows.
+    """
+    fused = models.fuse(models.to_subbit(dense))
+    with mock.patch.dict(_native.UNITS, clear=True):  # no unit has compiled kernels
+        expected = fused(images)
+    return Contender(name, lambda: fused(images), expected)

@@ -143,9 +143,9 @@ def networks(run: Run, *, compiled: bool) -> None:
     for network in run.each("network", NETWORKS[:2] if run.quick else NETWORKS):
         images = torch.randn(1, 3, network.side, network.side, generator=torch.Generator().manual_seed(SEED))
         dense = _trained(network.make(32), images)
-        contenders = [_subbit(A32, dense, images, 1e-4), _subbit(A1, _trained(network.make(1), images), images, 0.0)]
+        contenders = [ours.a32_network(dense, images), ours.a1_network(A1, _trained(network.make(1), images), images)]
         if network.reactnet:
-            contenders.append(_subbit(REACTNET, _trained(models.reactnet18(), images), images, 0.0))
+            contenders.append(ours.a1_network(REACTNET, _trained(models.reactnet18(), images), images))
         contenders += peers.of_network(dense, images, dense(images), compiled=compiled)
         run.compare("network", network.name, {"side": network.side, "tau": TAU, "batch": 1}, contenders)
 
@@ -154,11 +154,6 @@ def _trained(model: nn.Module, images: Tensor) -> nn.Module:
     models.make_subbit_weights(model, TAU)
     models.calibrate(model, images)
     return model
-
-
-def _subbit(name: str, dense: nn.Module, images: Tensor, bound: float) -> Contender:
-    subbit = models.to_subbit(dense)
-    return Contender(name, lambda: subbit(images), dense(images), bound=bound)
 
 
 def sweeps(run: Run) -> None:

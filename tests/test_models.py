@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import io
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import random_weight
 from torch import nn
 
+import subbit_infer
 from subbit_infer import models
+from subbit_infer.models import fusion
+from subbit_infer.models.reactnet import Shift
 from subbit_infer.nn import SubbitConv2d
 
 TAU = 5
@@ -86,3 +93,176 @@ def test_calibrate_puts_everything_else_back() -> None:
 def test_other_activations_are_refused(make: Make) -> None:
     with pytest.raises(ValueError, match="activation_bits must be 1 or 32, got 8"):
         make(8)
+
+
+def trained(make: Make, bits: int, side: int) -> nn.Module:
+    """A dense network whose body can be sub-bit."""
+    dense = make(bits)
+    models.make_subbit_weights(dense, TAU)
+    models.calibrate(dense, images(side))
+    return dense
+
+
+def powers(x: torch.Tensor) -> torch.Tensor:
+    """The nearest power of two to each magnitude."""
+    return x.abs().log2().round().exp2()
+
+
+@torch.no_grad()
+def make_exact(model: nn.Module, images: torch.Tensor) -> None:
+    """Rounds a network's numbers, in place, so far that float32 holds every value in it exactly.
+
+    Folding a BatchNorm then changes no value, though it changes what is added first: without it a sign within rounding
+    of 0 could flip, and everything behind it. Scales are powers of two; what adds up through the shortcuts, where bits
+    pile up from layer to layer, is -1, 0 or +1 times it. The linear layer goes, whose sums are too long.
+    """
+    generator = torch.Generator().manual_seed(0)
+    body = {conv for _, conv in models.body_convs(model)}
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight
+            if module in body:
+                weight.copy_(weight.sign() * powers(weight))
+            elif module.in_channels == 3:
+                weight.copy_((weight * 16).round() / 16)
+            else:
+                weight.copy_(weight.sign() * (weight.abs() > 2 * weight.std()))
+        elif isinstance(module, Shift):
+            module.bias.copy_((module.bias * 8).round() / 8)
+        elif isinstance(module, nn.PReLU):
+            module.weight.copy_(torch.randint(-1, 3, module.weight.shape, generator=generator))
+    models.calibrate(model, images)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0
+            module.running_mean = (module.running_mean * 4).round() / 4
+            module.running_var = powers(module.running_var.sqrt().clamp(min=0.25)) ** 2
+            module.bias.copy_((module.bias * 8).round() / 8)
+            module.weight.copy_(torch.randint(0, 2, module.weight.shape, generator=generator) + 1)
+    model.fc = nn.Identity()
+
+
+@pytest.mark.parametrize(
+    ("make", "side"), [(models.resnet18, 32), (models.resnet50, 64), (models.vgg_small, 32)]
+)  # 64: with statistics of two pixels a ResNet-50 makes too much of rounding errors
+@torch.inference_mode()
+def test_fused_equals_unfused(make: Make, side: int) -> None:
+    subbit = models.to_subbit(trained(make, 32, side))
+    expected, actual = subbit(images(side)), models.fuse(subbit)(images(side))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("make", [models.resnet18, models.resnet50, models.vgg_small, lambda bits: models.reactnet18()])
+@torch.inference_mode()
+def test_fused_has_the_same_bits_where_nothing_is_rounded(make: Make) -> None:
+    dense = make(1)
+    models.make_subbit_weights(dense, TAU)
+    x = (images(32) * 8).round() / 8
+    make_exact(dense, x)
+    expected = dense(x)
+    without_rounding = copy.deepcopy(dense).double()(x.double())
+    assert torch.equal(expected.double(), without_rounding)
+    assert not torch.equal(expected[0], expected[1])
+    assert torch.equal(models.fuse(models.to_subbit(dense))(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "bits", "outputs"),
+    [
+        (models.resnet18, 32, {"float": 16}),
+        (models.resnet18, 1, {"packed": 8, "both": 7, "float": 1}),
+        (models.vgg_small, 1, {"packed": 4, "float": 1}),
+        (lambda bits: models.reactnet18(), 1, {"both": 15, "float": 1}),
+    ],
+)
+def test_nothing_is_left_to_fuse(make: Make, bits: int, outputs: dict[str, int]) -> None:
+    dense = make(bits)
+    models.make_subbit_weights(dense, TAU)
+    fused = models.fuse(models.to_subbit(dense))
+    modules = list(fused.modules())
+    assert not any(isinstance(module, nn.BatchNorm2d | nn.PReLU) for module in modules)
+    assert sum(isinstance(module, nn.ReLU | nn.Hardtanh) for module in modules) <= 1  # the stem's
+    assert Counter(module.output for module in modules if isinstance(module, SubbitConv2d)) == outputs
+    assert not any(module.training for module in modules)
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+
+
+@pytest.mark.parametrize("bits", [1, 32])
+@torch.inference_mode()
+def test_a_maximum_is_not_taken_behind_a_batch_norm_that_turns_the_order_around(bits: int) -> None:
+    dense = models.vgg_small(bits)
+    models.make_subbit_weights(dense, TAU)
+    x = (images(32) * 8).round() / 8
+    make_exact(dense, x)
+    norms = [module for module in dense.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms[1].weight[::2] *= -1
+    fused = models.fuse(models.to_subbit(dense))
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in fused.modules()) == 1
+    torch.testing.assert_close(fused(x), dense(x), rtol=0, atol=0 if bits == 1 else 1e-3)
+
+
+@torch.no_grad()
+def test_folding_rounds_once() -> None:
+    indices, codebook = random_weight((1, 3, 3), 16, 8, 32)
+    generator = torch.Generator().manual_seed(1)
+    scale, bias, gamma, beta, mean, before = torch.randn(6, 16, generator=generator).unbind()
+    norm = nn.BatchNorm2d(16).eval()
+    norm.weight.copy_(gamma)
+    norm.bias.copy_(beta)
+    norm.running_mean = mean
+    norm.running_var = torch.rand(16, generator=generator)
+    layer = SubbitConv2d.from_indices(indices, codebook, scale=scale, bias=bias, padding=1)
+    folded = fusion.fold(layer, norm, before=before, activation="relu")
+    gain = gamma.double() / (norm.running_var.double() + norm.eps).sqrt()
+    torch.testing.assert_close(folded.scale, (scale * gain).float(), rtol=1e-7, atol=0)
+    expected = (bias - mean.double()) * gain + beta + before
+    torch.testing.assert_close(folded.bias, expected.float(), rtol=1e-7, atol=1e-9)
+    x = torch.randn(2, 8, 5, 5, generator=generator)
+    torch.testing.assert_close(folded(x), (norm(layer(x)) + before[:, None, None]).relu(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sign_zero", [0, 1])
+def test_maximum_of_packed_signs(sign_zero: int) -> None:
+    x = torch.randint(-1, 2, (2, 70, 6, 8), generator=torch.Generator().manual_seed(0)).float()
+    packed = fusion.MaxPool2x2()(subbit_infer.pack(x, sign_zero=sign_zero))
+    seen = subbit_infer.pack(x, sign_zero=sign_zero).unpack()
+    assert torch.equal(packed.unpack(), nn.functional.max_pool2d(seen, 2))
+    assert torch.equal(fusion.MaxPool2x2()(x), nn.functional.max_pool2d(x, 2))
+    subbit_infer.PackedActivations(packed.plus, packed.nonzero, packed.channels)  # checks the words
+
+
+@torch.inference_mode()
+def test_fused_networks_are_copies_that_can_be_saved() -> None:
+    subbit = models.to_subbit(trained(lambda bits: models.reactnet18(), 1, 32))
+    before = {name: tensor.clone() for name, tensor in subbit.state_dict().items()}
+    fused, other = models.fuse(subbit), models.fuse(subbit)
+    assert not any(
+        tensor.is_inference()
+        for layer in fused.modules()
+        if isinstance(layer, SubbitConv2d)
+        for tensor in layer.buffers()
+    )
+    expected = fused(images(32))
+    file = io.BytesIO()
+    torch.save(fused.state_dict(), file)
+    for tensor in other.state_dict().values():
+        tensor.zero_()
+    assert not torch.equal(other(images(32)), expected)
+    file.seek(0)
+    other.load_state_dict(torch.load(file))
+    assert torch.equal(other(images(32)), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in subbit.state_dict().items())
+
+
+def test_what_cannot_be_fused() -> None:
+    with pytest.raises(TypeError, match=r"model must be a network of subbit_infer.models, got a Identity"):
+        models.fuse(nn.Identity())
+    dense = models.vgg_small()
+    with pytest.raises(TypeError, match="the body must be sub-bit, as to_subbit makes it, got a BodyConv2d"):
+        models.fuse(dense)
+    with pytest.raises(ValueError, match=r"model must be in evaluation mode, got one in training mode: call eval\(\)"):
+        models.fuse(dense.train())
+    norm = nn.BatchNorm2d(16, track_running_stats=False)
+    indices, codebook = random_weight((1, 3, 3), 16, 8, 32)
+    with pytest.raises(ValueError, match="BatchNorm must have running statistics"):
+        fusion.fold(SubbitConv2d.from_indices(indices, codebook), norm)

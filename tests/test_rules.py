@@ -89,7 +89,7 @@ ORDER = [
 
 
 # The same within the packages, which are modules to everybody else.
-PACKAGE_ORDERS = {"models": ["body", "resnet", "vgg", "reactnet"]}
+PACKAGE_ORDERS = {"models": ["body", "fusion", "resnet", "vgg", "reactnet"]}
 
 
 @pytest.mark.parametrize("module", [name for name in ORDER if name not in PACKAGE_ORDERS])

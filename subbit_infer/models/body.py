@@ -74,7 +74,7 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
 
 
 def to_subbit(model: Model) -> Model:
-    """A copy of `model` whose body runs as `SubbitConv2d`.
+    """A copy of `model` whose body runs as `SubbitConv2d`, all else as it was; `fuse` makes it fast.
 
     Every body weight must be alpha times +-1 with few distinct units, as `make_subbit_weights` leaves it.
     """
@@ -94,6 +94,10 @@ def seeded(make: Callable[[], Model], seed: int) -> Model:
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d):
+                # As training would leave it. With 0, an integer sum that is just the channel's mean, as happens where
+                # statistics come from few pixels, is on the very threshold of a sign.
+                nn.init.normal_(module.bias, std=0.1)
     return model.eval()
 
 

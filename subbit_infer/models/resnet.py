@@ -5,20 +5,48 @@ trained elsewhere fit. The body is every convolution of the residual blocks, 3x3
 shortcuts and the last linear layer stay in full precision.
 """
 
+import copy
+from collections import OrderedDict
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from subbit_infer.models.body import BodyConv2d, activation, seeded
+from subbit_infer.models.fusion import Contiguous, FusedBlock, Network, activation_name, fold, fold_dense
 
 STEM = 64  # channels after the first convolution
 WIDTHS = (64, 128, 256, 512)  # channels of the 3x3 layers in each of the four stages
 
 
-class BasicBlock(nn.Module):
+class ResidualBlock(nn.Module):
+    """What the blocks have in common: an activation behind every convolution, the last one's behind the addition."""
+
+    expansion: ClassVar[int]  # channels of the output over the stage's width
+    act: nn.Module
+    downsample: nn.Module
+
+    @property
+    def layers(self) -> list[tuple[BodyConv2d, nn.BatchNorm2d]]:
+        """The convolutions in order, each with its BatchNorm."""
+        raise NotImplementedError
+
+    def fused(self, *, is_last: bool) -> FusedBlock:
+        """The block in one pass a convolution; with binary activations it gives floats alone if it is the last one."""
+        binary = self.layers[0][0].activation_bits == 1
+        outputs = ["packed" if binary else "float"] * len(self.layers)
+        outputs[-1] = "both" if binary and not is_last else "float"
+        name = activation_name(self.act)
+        convs = [
+            fold(conv, norm, activation=name, output=output)
+            for (conv, norm), output in zip(self.layers, outputs, strict=True)
+        ]
+        return FusedBlock(convs, nn.Sequential(*fold_dense(self.downsample.children(), channels_last=binary)))
+
+
+class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions with a shortcut around them."""
 
-    expansion: ClassVar[int] = 1  # channels of the output over the stage's width
+    expansion: ClassVar[int] = 1
 
     def __init__(self, in_channels: int, width: int, stride: int, activation_bits: int) -> None:
         super().__init__()
@@ -29,6 +57,11 @@ class BasicBlock(nn.Module):
         self.act = activation(activation_bits)
         self.downsample = _shortcut(in_channels, width, stride)
 
+    @property
+    def layers(self) -> list[tuple[BodyConv2d, nn.BatchNorm2d]]:
+        """The two convolutions."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2)]
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, width, H / stride, W / stride)."""
         y = self.act(self.bn1(self.conv1(x)))
@@ -36,7 +69,7 @@ class BasicBlock(nn.Module):
         return self.act(y.add_(self.downsample(x)))  # type: ignore[no-any-return]
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(ResidualBlock):
     """A 3x3 convolution between two 1x1 ones, with a shortcut around them; the 3x3 one has the stride."""
 
     expansion: ClassVar[int] = 4
@@ -53,6 +86,11 @@ class Bottleneck(nn.Module):
         self.act = activation(activation_bits)
         self.downsample = _shortcut(in_channels, out_channels, stride)
 
+    @property
+    def layers(self) -> list[tuple[BodyConv2d, nn.BatchNorm2d]]:
+        """The three convolutions."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, 4 * width, H / stride, W / stride)."""
         y = self.act(self.bn1(self.conv1(x)))
@@ -61,7 +99,7 @@ class Bottleneck(nn.Module):
         return self.act(y.add_(self.downsample(x)))  # type: ignore[no-any-return]
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """A ResNet for images of some 224 x 224.
 
     Args:
@@ -79,6 +117,7 @@ class ResNet(nn.Module):
         num_classes: int = 1000,
     ) -> None:
         super().__init__()
+        self.activation_bits = activation_bits
         self.conv1 = nn.Conv2d(3, STEM, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM)
         self.act = activation(activation_bits)
@@ -100,6 +139,23 @@ class ResNet(nn.Module):
         for stage in range(1, len(WIDTHS) + 1):
             x = self.get_submodule(f"layer{stage}")(x)
         return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
+
+    def fused(self) -> nn.Sequential:
+        """The fused network; see `fuse`."""
+        stages = [self.get_submodule(f"layer{stage}") for stage in range(1, len(WIDTHS) + 1)]
+        blocks = [block for stage in stages for block in stage.children() if isinstance(block, ResidualBlock)]
+        # The activation goes behind the pooling, where a quarter of the elements is left: no activation turns an order
+        # around, so the maximum is the same.
+        stem = fold_dense([self.conv1, self.bn1, self.maxpool, self.act], channels_last=True)
+        if self.activation_bits == 32:
+            stem.append(Contiguous())
+        return nn.Sequential(
+            OrderedDict(
+                stem=nn.Sequential(*stem),
+                blocks=nn.Sequential(*(block.fused(is_last=block is blocks[-1]) for block in blocks)),
+                head=nn.Sequential(*copy.deepcopy([self.avgpool, nn.Flatten(), self.fc])),
+            )
+        )
 
 
 def resnet18(activation_bits: int = 32, num_classes: int = 1000, seed: int = 0) -> ResNet:
