@@ -200,9 +200,9 @@ struct FinishTask {
   const float* shift;
   const float* residual;
   std::int64_t residual_channel, residual_pixel;
-  float* y;  // or, in other layouts than rows and without residual, `words`
+  float* y;  // or null, where there are words
   std::int64_t y_channel, y_pixel;
-  Words words;
+  Words words;  // not of the rows layout; where y is null or its channels lie next to each other
 };
 
 // The signs of floats as words of 64 channels; bits behind the last channel are 0.

@@ -40,15 +40,18 @@ void Run::finish(std::int64_t pixel, std::int64_t pixels, const void* sums, floa
   const std::int64_t word = (strip_.image * strips_.out_pixels + pixel) * words + first / kWordChannels;
   task.words = {offset_by(operands_.y_plus, word), offset_by(operands_.y_nonzero, word), words,
                 offset_by(operands_.pack_shift, first), operands_.y_nonzero == nullptr};
-  const bool at_once = kernel_.layout != Layout::kRows && (!task.residual || task.residual_channel == 1);
-  if (!task.y && at_once) return kernel_.finish(task);
+  // Where lanes are channels, signs can be taken at once.
+  const bool by_channels = !task.y || task.y_channel == 1;
+  if (kernel_.layout != Layout::kRows && by_channels) return kernel_.finish(task);
+  const Words words_of_task = task.words;
+  task.words = {};
   if (!task.y) {
     task.y = scratch<float>(strips_.floats_at);
     task.y_channel = kFinishPixels;
     task.y_pixel = 1;
   }
   kernel_.finish(task);
-  kernel_.pack({task.y, task.y_channel, task.y_pixel, outputs, pixels, task.words});
+  kernel_.pack({task.y, task.y_channel, task.y_pixel, outputs, pixels, words_of_task});
 }
 
 }  // namespace subbit
