@@ -66,6 +66,17 @@ class Conv:
         pack_shift: int,
     ) -> None: ...
 
+def pack(
+    x: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    shift: int,
+    sign_zero: bool,
+    plus: int,
+    nonzero: int,
+    threads: int,
+    level: str | None = None,
+) -> None: ...
 def candidates(
     binary: bool,
     unit: Unit,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from subbit_infer._cache import PerTensor
+from subbit_infer.activations import word_count
 from subbit_infer.epilogue import ACTIVATIONS
 
 # torch comes first: the compiled module takes its OpenMP functions from the runtime that torch has loaded.
@@ -143,6 +144,26 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         state = _state(packed, codebook, units, codewords, unit)
         _prepared.put(packed, _Entry(prepared, weakref.ref(codebook), state, copy))
         return prepared
+
+
+def pack(x: Tensor, shift: Tensor | None, sign_zero: int, level: str | None = None) -> tuple[Tensor, Tensor | None]:
+    """The signs of x + shift as words, ``plus`` and ``nonzero``; see :func:`subbit_infer.pack`.
+
+    Args:
+        x: float32 (N, C, H, W) of any strides, on the CPU.
+        shift: float32 (C,), contiguous, or None.
+        sign_zero: 1 for zeros that count as +1, and no ``nonzero``.
+        level: as in :func:`conv2d`.
+    """
+    batch, channels, height, width = x.shape
+    plus = torch.empty(batch, height, width, word_count(channels), dtype=torch.int64, device="cpu")
+    nonzero = None if sign_zero else torch.empty_like(plus)
+    if plus.numel():
+        _C.pack(
+            x.data_ptr(), x.shape, x.stride(), _pointer(shift), bool(sign_zero), plus.data_ptr(), _pointer(nonzero),
+            torch.get_num_threads(), level,
+        )  # fmt: skip
+    return plus, nonzero
 
 
 _MOST_CONVS = 32  # sizes and options that one weight is kept planned for

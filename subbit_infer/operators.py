@@ -243,6 +243,13 @@ def _pack(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tens
     return plus, plus.new_empty(0) if nonzero is None else nonzero
 
 
+def _pack_on_cpu(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tensor]:
+    _check_pack(x, shift, sign_zero)
+    _check_memory("x", x)
+    plus, nonzero = _native.pack(x.to(torch.float32), _float_vector(shift), sign_zero)
+    return plus, plus.new_empty(0) if nonzero is None else nonzero
+
+
 @torch.library.register_fake("subbit_infer::pack", lib=_library)
 def _pack_fake(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tensor]:
     _check_pack(x, shift, sign_zero)
@@ -286,6 +293,7 @@ _library.impl("conv2d", conv2d_cpu, "CPU")
 _library.impl("conv2d_packed", _conv2d_packed_reference, "CompositeExplicitAutograd")
 _library.impl("conv2d_packed", conv2d_packed_cpu, "CPU")
 _library.impl("pack", _pack, "CompositeExplicitAutograd")
+_library.impl("pack", _pack_on_cpu, "CPU")
 _library.impl("unpack", _unpack, "CompositeExplicitAutograd")
 _library.impl("decode", _decode, "CompositeExplicitAutograd")
 _library.impl("pack_indices", pack_indices, "CompositeExplicitAutograd")

@@ -73,7 +73,12 @@ class PatchesRun : Run {
   // All units as bits: `plus` planes, and the `positive` ones behind them. Returns whether there are zeros.
   bool stage(std::uint64_t* plus, std::uint64_t* positive) const {
     const Staging staging = plan_staging(params_, strips_.planes, strip_);
-    if (operands_.x_plus) return stage_packed(staging, plus, positive);
+    if (operands_.x_plus) {
+      const std::int64_t image = strip_.image * params_.height * params_.width * words();
+      const std::uint64_t* nonzero = operands_.x_nonzero ? operands_.x_nonzero + image : nullptr;
+      return stage_packed(staging, {operands_.x_plus + image, nonzero, 1, 1}, plus, positive);
+    }
+    if (strips_.packs_input) return stage_packed(staging, pack_input(), plus, positive);
     bool zeros = false;
     for (std::int64_t u = 0; u < plan_.problem.units; ++u) {
       for (int i = 0; i < strips_.planes.planes; ++i) {
@@ -88,20 +93,47 @@ class PatchesRun : Run {
     return zeros;
   }
 
-  // The same from words of 64 channels. There is one group (conv.cpp).
-  bool stage_packed(const Staging& staging, std::uint64_t* plus, std::uint64_t* positive) const {
+  std::int64_t words() const { return ceil_div(plan_.in_group(), kWordChannels); }
+
+  // An image of the group's words. What counts elements of x counts `numerator` / `denominator` times as many words.
+  struct PackedImage {
+    const std::uint64_t* plus;
+    const std::uint64_t* nonzero;  // or null
+    std::int64_t numerator, denominator;
+  };
+
+  // Inputs whose channels lie next to each other are packed first: the image's rows that the strip reads.
+  PackedImage pack_input() const {
+    const std::int64_t taps = kernel_size(params_.unit);
+    const std::int64_t first = strip_.first_row * params_.stride_h - params_.pad_h;
+    const std::int64_t last = first + (strip_.rows - 1) * params_.stride_h + (taps - 1) * params_.dilation_h;
+    const std::int64_t begin = std::clamp<std::int64_t>(first, 0, params_.height);
+    const std::int64_t end = std::clamp<std::int64_t>(last + 1, begin, params_.height);
+    auto* plus = scratch<std::uint64_t>(strips_.packed_at);
+    std::uint64_t* nonzero = plus + (end - begin) * params_.width * words();
+    const Words to{plus, nonzero, words(), nullptr, params_.sign_zero};
+    kernel_.pack({input(0) + begin * params_.x_h, params_.x_c, params_.x_w, plan_.in_group(),
+                  (end - begin) * params_.width, to});
+    const std::int64_t skipped = begin * params_.width * words();
+    return {plus - skipped, nonzero - skipped, words(), params_.x_w};
+  }
+
+  // The same from words of 64 channels.
+  bool stage_packed(const Staging& staging, const PackedImage& image, std::uint64_t* plus,
+                    std::uint64_t* positive) const {
     const bool is_3x3 = params_.unit == Unit::k3x3;
-    const std::int64_t words = ceil_div(params_.in_channels, kWordChannels);
-    const std::int64_t image = strip_.image * params_.height * params_.width * words;
+    const auto in_words = [&](std::int64_t elements) { return elements / image.denominator * image.numerator; };
     bool zeros = false;
-    for (std::int64_t c = 0; c < params_.in_channels; c += kWordChannels) {
+    for (std::int64_t c = 0; c < plan_.in_group(); c += kWordChannels) {
       for (int i = 0; i < (is_3x3 ? strips_.planes.planes : 1); ++i) {
         StagePackedTask task{};
         task.input = staging.task[i];
-        const std::int64_t from = image + staging.image_offset[i] + c / kWordChannels;
-        task.words = operands_.x_plus + from;
-        task.nonzero = operands_.x_nonzero ? operands_.x_nonzero + from : nullptr;
-        task.channels = static_cast<int>(std::min<std::int64_t>(kWordChannels, params_.in_channels - c));
+        task.input.step = in_words(task.input.step);
+        task.input.row_step = in_words(task.input.row_step);
+        const std::int64_t from = in_words(staging.image_offset[i]) + c / kWordChannels;
+        task.words = image.plus + from;
+        task.nonzero = image.nonzero ? image.nonzero + from : nullptr;
+        task.channels = static_cast<int>(std::min<std::int64_t>(kWordChannels, plan_.in_group() - c));
         task.channel_stride = is_3x3 ? strips_.unit_stride : strips_.plane_stride;
         const std::int64_t at = c * task.channel_stride + i * strips_.plane_stride + 1;
         task.plus = plus + at;

@@ -190,6 +190,13 @@ Candidate select(const Problem& problem, Level level, const std::string& wanted)
   return found == all.end() ? all.front() : *found;
 }
 
+void (*select_pack(Level level))(const PackTask&) {
+  for (const Kernel& kernel : kKernels) {
+    if (kernel.level <= level) return kernel.pack;
+  }
+  throw std::logic_error("kernels.inc has no scalar kernel");
+}
+
 std::string wanted_plan() {
   const char* asked = std::getenv("SUBBIT_PLAN");
   const std::string name = asked ? asked : "";

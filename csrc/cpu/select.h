@@ -51,6 +51,9 @@ std::vector<Candidate> candidates(const Problem& problem, Level level);
 // The first of them; or the first of the given name ("sharing" is rows or patches) where there is one.
 Candidate select(const Problem& problem, Level level, const std::string& wanted = {});
 
+// The step that packs signs, of the best kernel of a level.
+void (*select_pack(Level level))(const PackTask&);
+
 // What SUBBIT_PLAN asks for, or nothing. Throws std::invalid_argument for what is no name of a plan.
 std::string wanted_plan();
 

@@ -94,6 +94,14 @@ StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem&
     s.responses_at = scratch.take(checked_product({kChunk, problem.units, 2}, "scratch memory"));  // codes
     s.sums_at = scratch.take(checked_product({kChunk, s.outputs, 2}, "scratch memory"));
     s.work_at = scratch.take(kChunk * std::int64_t{sizeof(float)});
+    s.packs_input = !params.x_is_packed && params.x_c == 1 && params.x_w > 1 && params.x_h == params.width * params.x_w;
+    if (s.packs_input) {
+      const int taps = kernel_size(params.unit);
+      const std::int64_t read = (rows - 1) * params.stride_h + (taps - 1) * params.dilation_h + 1;
+      const std::int64_t words = ceil_div(params.in_channels / params.groups, kWordChannels);
+      s.packed_at =
+          scratch.take(checked_product({std::min(read, params.height), params.width, words, 16}, "packed input"));
+    }
   } else {
     const int taps = kernel_size(params.unit);
     s.region_rows = (rows - 1) * params.stride_h + (taps - 1) * params.dilation_h + 1;

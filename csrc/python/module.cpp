@@ -16,6 +16,7 @@
 #include "cpu/conv.h"
 #include "cpu/features.h"
 #include "cpu/kernels.h"
+#include "cpu/pack.h"
 #include "cpu/select.h"
 #include "cpu/weight.h"
 
@@ -132,6 +133,18 @@ void run_conv(const Conv& conv, std::uintptr_t x, std::uintptr_t x_nonzero, std:
   conv(operands);
 }
 
+void pack_signs(std::uintptr_t x, const Quad& shape, const Quad& strides, std::uintptr_t shift, bool sign_zero,
+                std::uintptr_t plus, std::uintptr_t nonzero, int threads, const std::optional<std::string>& level) {
+  checked_product({shape[0], shape[1], shape[2], shape[3]}, "input");
+  if (threads < 1) throw std::invalid_argument("pack: threads must be at least 1");
+  const PackParams params{shape[0],   shape[1],   shape[2],   shape[3],  strides[0],
+                          strides[1], strides[2], strides[3], sign_zero, threads};
+  const Level used = level ? parse_level(*level) : active_level();
+  const py::gil_scoped_release release;
+  pack(params, pointer<const float>(x), pointer<const float>(shift), pointer<std::uint64_t>(plus),
+       pointer<std::uint64_t>(nonzero), used);
+}
+
 // Any machine can ask what any other would do, so the level is only looked up, not checked against this one.
 std::vector<py::dict> list_candidates(bool binary, Unit unit, int codewords, std::int64_t units, std::int64_t outputs,
                                       std::int64_t groups, std::int64_t spread, std::int64_t pixels,
@@ -201,6 +214,8 @@ PYBIND11_MODULE(_C, m) {
       .def("__call__", &run_conv, py::arg("x"), py::arg("x_nonzero"), py::arg("y"), py::arg("y_plus"),
            py::arg("y_nonzero"), py::arg("scale"), py::arg("bias"), py::arg("residual"), py::arg("slope"),
            py::arg("shift"), py::arg("pack_shift"));
+  m.def("pack", &pack_signs, py::arg("x"), py::arg("shape"), py::arg("strides"), py::arg("shift"), py::arg("sign_zero"),
+        py::arg("plus"), py::arg("nonzero"), py::arg("threads"), py::arg("level") = py::none());
   m.def("candidates", &list_candidates, py::arg("binary"), py::arg("unit"), py::arg("codewords"), py::arg("units"),
         py::arg("outputs"), py::arg("groups"), py::arg("spread"), py::arg("pixels"), py::arg("input_pixels"),
         py::arg("level"));
