@@ -10,6 +10,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import torch
 from helpers import UNIT_1X1, UNIT_3X3, expected_conv, integers, random_weight
 from threadpoolctl import threadpool_info
@@ -131,3 +132,25 @@ def test_prepared_weights_die_with_their_tensors():
     del weight
     gc.collect()
     assert prepared() is None
+
+
+@pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
+@pytest.mark.parametrize("plan", ["rows", "patches", "bits"])
+@pytest.mark.parametrize("channels", [16, 256, 2048])
+@pytest.mark.parametrize("side", [7, 56, 224])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_thread_needs_at_most_4_mib_of_scratch_memory(unit, plan, channels, side, stride):
+    indices, codebook = random_weight(unit, 512, channels // unit[0], 32)
+    weight = PackedWeight.from_indices(indices, codebook)
+    prepared = _native.prepare(
+        weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
+    )
+    out = (side - 1) // stride + 1
+    image, y = torch.empty(1, channels, side, side, device="meta"), torch.empty(1, 512, out, out, device="meta")
+    pad = (unit[1] // 2,) * 2
+    for x in (image, image.contiguous(memory_format=torch.channels_last)):
+        for bits in (1,) if plan != "rows" else (1, 32):
+            conv = _native.planned(
+                prepared, x, y, None, False, y.shape, (stride, stride), pad, (1, 1), 1, bits, 0, "none", None, plan
+            )
+            assert conv.scratch_bytes <= 4 << 20

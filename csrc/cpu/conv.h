@@ -20,6 +20,9 @@ class Conv {
   // Safe to call from any number of threads at once.
   void operator()(const ConvOperands& operands) const;
 
+  // Of one thread.
+  std::int64_t scratch_bytes() const { return plan_.strips.scratch_bytes; }
+
   // Whether the input is packed activations.
   bool is_packed() const { return unpacks_ || plan_.params.x_is_packed; }
 

@@ -37,8 +37,10 @@ std::int64_t pixels_of_strip(const Kernel& kernel, const Problem& problem, std::
       return std::min(kStripBytes / (outputs * (kernel.activations == Activations::kBinary ? 2 : 4)), kMostStripPixels);
     case Layout::kPatches:  // two bits for each channel
       return std::min(4 * kStripBytes / (problem.units * unit_channels(problem.unit)), kMostPatchPixels);
-    case Layout::kBits:
-      return kMostStripPixels;
+    case Layout::kBits: {  // two words for each 64 channels and input pixel, twice
+      const std::int64_t words = ceil_div(problem.units * unit_channels(problem.unit), kWordChannels);
+      return std::min(8 * kStripBytes / (32 * words * problem.spread * problem.spread), kMostStripPixels);
+    }
   }
   return 0;
 }

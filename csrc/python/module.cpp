@@ -209,6 +209,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("y_shape"), py::arg("y_strides"), py::arg("residual_strides"), py::arg("packs"), py::arg("stride"),
            py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("binary"), py::arg("sign_zero"),
            py::arg("activation"), py::arg("threads"), py::arg("level") = py::none(), py::arg("plan") = py::none())
+      .def_property_readonly("scratch_bytes", &Conv::scratch_bytes)
       .def_property_readonly("is_dense", [](const Conv& conv) { return conv.kernel() == nullptr; })
       .def_property_readonly("kernel", [](const Conv& conv) { return conv.kernel() ? conv.kernel()->name : nullptr; })
       .def("__call__", &run_conv, py::arg("x"), py::arg("x_nonzero"), py::arg("y"), py::arg("y_plus"),
