@@ -38,7 +38,7 @@ void finish(const FinishTask& task) {
   for (std::int64_t o = 0; o < task.outputs; ++o) {
     const Sum* sums = static_cast<const Sum*>(task.sums) + o * kPixels;
     for (int p = 0; p < task.pixels; ++p) {
-      float v = static_cast<float>(sums[p]);
+      float v = static_cast<float>(sums[p / kPixels * task.sums_stride + p % kPixels]);
       if (task.scale) v *= task.scale[o];
       if (task.bias) v += task.bias[o];
       if (task.residual) v += task.residual[o * task.residual_channel + p * task.residual_pixel];

@@ -185,7 +185,8 @@ struct Words {
 constexpr int kFinishPixels = 64;  // of a task, at most
 
 struct FinishTask {
-  const void* sums;  // rows: [outputs][pixels of a row]; else [pixel][sums_stride]
+  // rows: of tiles, sums_stride elements apart, [output][pixels of a tile]; else [pixel][sums_stride]
+  const void* sums;
   std::int64_t sums_stride;
   std::int64_t outputs;
   int pixels;

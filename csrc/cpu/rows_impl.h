@@ -181,12 +181,13 @@ inline auto load_pixels(const float* p, std::int64_t step, int n) {
   return F::load_partial(lanes, F::kLanes);
 }
 
-// F is the float vector of the level; F::load_sums reads sums of either kind as floats. Adding 0 changes nothing but
-// the sign of a zero.
+// F is the float vector of the level; F::load_sums reads sums of either kind as floats. Channel by channel over several
+// tiles, so that neighbouring lines of the output are written one after the other. Adding 0 changes nothing but the sign
+// of a zero.
 template <class F, class Sum, int kRowElements>
 inline void finish_rows(const FinishTask& task) {
   const Sum* sums = static_cast<const Sum*>(task.sums);
-  for (std::int64_t o = 0; o < task.outputs; ++o, sums += kRowElements) {
+  for (std::int64_t o = 0; o < task.outputs; ++o) {
     const auto scale = F::broadcast(task.scale ? task.scale[o] : 1);
     const auto bias = F::broadcast(task.bias ? task.bias[o] : 0);
     const auto shift = F::broadcast(task.shift ? task.shift[o] : 0);
@@ -194,7 +195,8 @@ inline void finish_rows(const FinishTask& task) {
     float* y = task.y + o * task.y_channel;
     for (int p = 0; p < task.pixels; p += F::kLanes) {
       const int n = task.pixels - p < F::kLanes ? task.pixels - p : F::kLanes;
-      auto value = F::add(F::mul(F::load_sums(sums + p), scale), bias);
+      const Sum* sum = sums + p / kRowElements * task.sums_stride + o * kRowElements + p % kRowElements;
+      auto value = F::add(F::mul(F::load_sums(sum), scale), bias);
       if (task.residual) {
         const float* residual = task.residual + o * task.residual_channel + p * task.residual_pixel;
         value = F::add(value, load_pixels<F>(residual, task.residual_pixel, n));

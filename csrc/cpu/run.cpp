@@ -17,7 +17,7 @@ void Run::finish(std::int64_t pixel, std::int64_t pixels, const void* sums, floa
   const std::int64_t first = strip_.group * outputs;
   FinishTask task{};
   task.sums = sums;
-  task.sums_stride = strips_.outputs;
+  task.sums_stride = kernel_.layout == Layout::kRows ? strips_.outputs * kernel_.pixels : strips_.outputs;
   task.outputs = outputs;
   task.pixels = static_cast<int>(pixels);
   task.factor = factor;

@@ -49,9 +49,10 @@ class RowsRun : Run {
       }
       offsets += strips_.outputs * units;
     }
-    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+    const std::int64_t some = kFinishPixels / kernel_.pixels;
+    for (std::int64_t tile = 0; tile < tiles; tile += some) {
       const std::int64_t pixel = strip_.begin + tile * kernel_.pixels;
-      const std::int64_t pixels = std::min<std::int64_t>(kernel_.pixels, strip_.end - pixel);
+      const std::int64_t pixels = std::min<std::int64_t>(kFinishPixels, strip_.end - pixel);
       finish(pixel, pixels, sums + tile * tile_sums, 1, nullptr);
     }
   }
