@@ -39,16 +39,24 @@ constexpr Kernel kKernels[] = {
    pack_##NAME},
 #define SUBBIT_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS)                                 \
   {#NAME, Level::LEVEL, Activations::ACTIVATIONS, Layout::kBits, PIXELS,     kMaxTau, \
-   {},    {},           {match_##NAME},           finish_##NAME, pack_##NAME},
+   {},    {},           {nullptr, match_##NAME},  finish_##NAME, pack_##NAME},
+#define SUBBIT_CODED_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS)                              \
+  {#NAME, Level::LEVEL, Activations::ACTIVATIONS,    Layout::kBits, PIXELS,     kMaxTau, \
+   {},    {},           {code_##NAME, match_##NAME}, finish_##NAME, pack_##NAME},
 #include "cpu/kernels.inc"
 #undef SUBBIT_ROWS
 #undef SUBBIT_PATCHES
 #undef SUBBIT_BITS
+#undef SUBBIT_CODED_BITS
 };
 
 // Whether matching bits is cheaper than looking responses up, in cycles a pixel. A unit's table costs 3 to make and
 // 1.1 for each 64 outputs to look up; a word costs 1.5 for each 8 outputs (benchmarks/NOTES.md).
-bool bits_pay(const Problem& problem) {
+//
+// Looking nibbles up instead costs what tables of two more bits do (to be replaced by costs of all layouts).
+bool bits_pay(const Problem& problem, const Kernel& kernel) {
+  constexpr int kLeastTauOfCodedBits = 7;
+  if (kernel.bits.code) return tau_of(problem.codewords) >= kLeastTauOfCodedBits;
   const double tables = problem.units * (3 + 1.1 * ceil_div(problem.outputs, 64));
   const std::int64_t words = ceil_div(problem.units * unit_channels(problem.unit), 64);
   const double bits = 1.5 * kernel_taps(problem.unit) * words * ceil_div(problem.outputs, 8);
@@ -62,7 +70,7 @@ const Kernel& best(const Problem& problem, Activations activations, Level level)
   for (const Kernel& kernel : kKernels) {
     if (kernel.activations != activations || kernel.level > level) continue;
     if (tau_of(problem.codewords) > kernel.max_tau) continue;
-    if (kernel.layout == Layout::kBits && (problem.spread > kMaxSpreadOfBits || !bits_pay(problem))) continue;
+    if (kernel.layout == Layout::kBits && (problem.spread > kMaxSpreadOfBits || !bits_pay(problem, kernel))) continue;
     return kernel;
   }
   throw std::logic_error("kernels.inc has no scalar kernel for this problem");

@@ -28,7 +28,7 @@ struct StripPlan {
   std::int64_t region_rows, region_columns;
 
   // Scratch memory of one thread: offsets in bytes, all multiples of 64. What they mean is a matter of the layout.
-  std::int64_t planes_at, responses_at, sums_at, masks_at, work_at, floats_at;
+  std::int64_t planes_at, responses_at, codes_at, sums_at, masks_at, work_at, floats_at;
   std::int64_t mask_bytes;
   std::int64_t scratch_bytes;
 };
