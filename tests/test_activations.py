@@ -89,6 +89,7 @@ def problems(draw):
     groups = draw(st.integers(1, 2))
     return {
         "unit": unit,
+        "codewords": draw(st.sampled_from([16, 64 if unit == (1, 2, 3) else 256])),
         "units": draw(st.sampled_from([1, 3, 8, 31, 32, 33, 64, 65])),
         "out_channels": groups * draw(st.sampled_from([1, 5, 32, 33, 64, 65])),
         "batch": draw(st.integers(0, 2)),
@@ -109,7 +110,7 @@ def problems(draw):
 @given(problem=problems(), seed=st.integers(0, 1000))
 def test_packed_in_and_out(problem, seed):
     unit, out_channels, options, has = (problem[k] for k in ("unit", "out_channels", "options", "has"))
-    indices, codebook = random_weight(unit, out_channels, problem["units"], 16, seed)
+    indices, codebook = random_weight(unit, out_channels, problem["units"], problem["codewords"], seed)
     x = integers(problem["batch"], problem["units"] * unit[0] * options["groups"], 6, 7, seed=seed)
     vector = lambda name, seed: integers(out_channels, seed=seed) if has[name] else None  # noqa: E731
     modes = {"activation_bits": 1, "sign_zero": problem["sign_zero"]}

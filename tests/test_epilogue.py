@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,13 +36,15 @@ def expected_epilogue(sums, *, residual, activation, slope, shift):
 def epilogues(draw):
     some = st.booleans()
     activation = draw(st.sampled_from(ACTIVATIONS))
+    unit = draw(st.sampled_from(UNITS))
     return {
-        "unit": draw(st.sampled_from(UNITS)),
+        "unit": unit,
         "stride": draw(st.integers(1, 2)),
         "padding": draw(st.integers(0, 2)),
         "groups": draw(st.integers(1, 2)),
         "activation": activation,
         "out_channels": 2 * draw(st.integers(1, 20)),
+        "codewords": draw(st.sampled_from([32, min(256, 2 ** math.prod(unit))])),
         "has": {name: draw(some) for name in ("scale", "bias", "residual", "shift")},
         "activation_bits": draw(st.sampled_from([1, 32])),
         "channels_last": draw(some),
@@ -64,7 +68,7 @@ def residual_of(shape, layout):
 @given(case=epilogues(), seed=st.integers(0, 1000))
 def test_any_epilogue_is_exact(case, seed):
     unit, out_channels, groups, has = case["unit"], case["out_channels"], case["groups"], case["has"]
-    indices, codebook = random_weight(unit, out_channels, 5, 32, seed)
+    indices, codebook = random_weight(unit, out_channels, 5, case["codewords"], seed)
     x = integers(2, 5 * unit[0] * groups, 7, 8, seed=seed).to(case["dtype"])
     x = x.contiguous(memory_format=torch.channels_last) if case["channels_last"] else x
     vector = lambda name, seed: integers(out_channels, seed=seed) if has.get(name, True) else None  # noqa: E731

@@ -93,12 +93,13 @@ class TestEveryLevel:
 
     # Either side of: a step of the gather (8), a register of tables (64 and 128 outputs), a block of units
     # (8, 14, 28, 32), a group of byte sums (14).
-    @pytest.mark.parametrize("out_channels", [1, 7, 8, 9, 63, 64, 65, 127, 128, 129, 200])
-    def test_output_channels(self, level, activation_bits, out_channels):
-        check(UNIT_3X3, out_channels, 5, 32, (6, 7), level, activation_bits=activation_bits, padding=(1, 1))
+    @pytest.mark.parametrize("out_channels", [1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 96, 97, 127, 128, 129, 200])
+    @pytest.mark.parametrize("codewords", [32, 256])
+    def test_output_channels(self, level, activation_bits, codewords, out_channels):
+        check(UNIT_3X3, out_channels, 5, codewords, (6, 7), level, activation_bits=activation_bits, padding=(1, 1))
 
-    @pytest.mark.parametrize("in_channels", [1, 2, 3, 7, 8, 9, 13, 14, 15, 27, 28, 29, 31, 32, 33, 56, 57, 130])
-    @pytest.mark.parametrize("codewords", [4, 16, 32, 64])
+    @pytest.mark.parametrize("in_channels", [1, 2, 3, 7, 8, 9, 13, 14, 15, 27, 28, 29, 31, 32, 33, 56, 57, 64, 65, 130])
+    @pytest.mark.parametrize("codewords", [4, 16, 32, 64, 256])
     def test_input_channels(self, level, activation_bits, in_channels, codewords):
         check(UNIT_3X3, 9, in_channels, codewords, (5, 6), level, activation_bits=activation_bits, padding=(1, 1))
 
@@ -122,8 +123,9 @@ class TestEveryLevel:
         ],
     )
     @pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
-    def test_image_sizes(self, level, activation_bits, unit, size):
-        check(unit, 10, 16, 32, size, level, activation_bits=activation_bits, padding=(1, 1), batch=2)
+    @pytest.mark.parametrize("codewords", [32, 256])
+    def test_image_sizes(self, level, activation_bits, codewords, unit, size):
+        check(unit, 10, 16, codewords, size, level, activation_bits=activation_bits, padding=(1, 1), batch=2)
 
     @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1), (1, 4), (5, 2)])
     @pytest.mark.parametrize("dilation", [(1, 1), (2, 2), (3, 1), (1, 3)])
@@ -141,16 +143,19 @@ class TestEveryLevel:
 
     @pytest.mark.parametrize("groups", [2, 3, 6])
     def test_groups(self, level, activation_bits, groups):
-        check(UNIT_3X3, 12, 6, 32, (7, 8), level, activation_bits=activation_bits, groups=groups, padding=(1, 1))
-        check(UNIT_1X1, 12, 48, 16, (7, 8), level, activation_bits=activation_bits, groups=groups)
+        options = {"activation_bits": activation_bits, "groups": groups}
+        for codewords in (16, 256):
+            check(UNIT_3X3, 12, 6, codewords, (7, 8), level, padding=(1, 1), **options)
+            check(UNIT_3X3, 66 * groups, 40 * groups, codewords, (7, 8), level, padding=(1, 1), **options)
+            check(UNIT_1X1, 12, 48, codewords, (7, 8), level, **options)
 
     @pytest.mark.parametrize("channels_last", [False, True])
     @pytest.mark.parametrize("threads", [1, 2, 3])
     def test_scale_bias_threads_and_layout(self, level, activation_bits, threads, channels_last):
-        for out_channels in (5, 64, 70):
+        for out_channels, codewords in ((5, 32), (64, 32), (70, 32), (5, 256), (70, 256)):
             scale, bias = integers(out_channels, seed=1), integers(out_channels, seed=2)
             check(
-                UNIT_3X3, out_channels, 20, 32, (15, 9), level, batch=2, padding=(1, 1), threads=threads,
+                UNIT_3X3, out_channels, 20, codewords, (15, 9), level, batch=2, padding=(1, 1), threads=threads,
                 channels_last=channels_last, scale=scale, bias=bias, activation_bits=activation_bits,
             )  # fmt: skip
 
@@ -162,11 +167,12 @@ class TestEveryLevel:
     @pytest.mark.parametrize("at_end", [True, False])
     @pytest.mark.parametrize("width", [1, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65])
     @pytest.mark.parametrize("stride", [1, 2])
-    def test_reads_nothing_outside_the_input(self, level, activation_bits, width, at_end, stride):
+    @pytest.mark.parametrize("codewords", [16, 256])
+    def test_reads_nothing_outside_the_input(self, level, activation_bits, codewords, width, at_end, stride):
         guarded = GuardedFloats(1, 8, 3, width, at_end=at_end)
         x = guarded.tensor.copy_(integers(1, 8, 3, width))
         for unit, padding in ((UNIT_3X3, (1, 1)), (UNIT_1X1, (0, 0))):
-            indices, codebook = random_weight(unit, 9, 8 // unit[0], 16)
+            indices, codebook = random_weight(unit, 9, 8 // unit[0], codewords)
             options = {"stride": (stride, stride), "padding": padding}
             y = run(x, indices, codebook, level, activation_bits=activation_bits, **options)
             assert_same(y, expected_conv(x, indices, codebook, activation_bits=activation_bits, **options))
@@ -211,6 +217,20 @@ def test_largest_binary_sums(level):
         indices, codebook = torch.zeros(2, 3640, dtype=torch.int64), torch.ones(1, 1, 3, 3)
         x = torch.full((1, 3640, 3, 3), 2.0 * sign)
         assert run(x, indices, codebook, level, activation_bits=1).flatten().tolist() == [32760.0 * sign] * 2
+
+
+@pytest.mark.parametrize("level", MACHINE_LEVELS)
+@pytest.mark.parametrize("channels", [27, 28, 29, 31, 32, 33, 95, 96, 97, 192, 193, 224, 225, 256])
+def test_everything_differs(level, channels):
+    # Every activation adds one to the counts of the bits layout: the most that bytes and 16 bits have to hold, either
+    # side of the seven halves and three words that bytes are added for.
+    for unit in (UNIT_3X3, UNIT_1X1):
+        units = -(-channels // unit[0])
+        indices, codebook = torch.zeros(3, units, dtype=torch.int64), -torch.ones(1, *unit)
+        codebook = torch.cat([codebook, random_weight(unit, 1, 1, 255)[1]]).unique(dim=0)
+        indices += (codebook.flatten(1) == -1).all(1).nonzero()[0]
+        x = torch.full((1, units * unit[0], *unit[1:]), 0.5)
+        assert run(x, indices, codebook, level, activation_bits=1).flatten().tolist() == [-float(x.numel())] * 3
 
 
 def test_levels_threads_and_batch_splits_give_the_same_bits():

@@ -57,7 +57,7 @@ def test_isa_objects_export_only_their_kernels():
 
 def table() -> list[tuple[str, str]]:
     text = (CSRC / "cpu" / "kernels.inc").read_text()
-    return re.findall(r"^SUBBIT_(?:ROWS|PATCHES|BITS)\((\w+), k(\w+),", text, re.MULTILINE)
+    return re.findall(r"^SUBBIT_(?:ROWS|PATCHES|BITS|CODED_BITS)\((\w+), k(\w+),", text, re.MULTILINE)
 
 
 def test_the_table_of_kernels_is_what_is_compiled():

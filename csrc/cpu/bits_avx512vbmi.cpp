@@ -28,7 +28,7 @@ inline void match(const MatchBitsTask& task, int first_pixel) {
     task.used_count[first_pixel + p] = static_cast<float>(count_used(task, first_pixel + p));
   }
   for (std::int64_t o = 0; o < task.outputs; o += kOutputsPerMatch) {
-    const std::uint64_t* weights = task.weights + o / 8 * block;
+    const std::uint64_t* weights = static_cast<const std::uint64_t*>(task.weights) + o / 8 * block;
     __m512i different[kPixels][kVectors];
     for (auto& pixel : different) {
       for (auto& sum : pixel) sum = _mm512_setzero_si512();

@@ -9,7 +9,8 @@ Level machine_level() {
 #if defined(__x86_64__)
   // __builtin_cpu_supports also asks the operating system (XGETBV) whether the registers are saved.
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2")) return Level::kScalar;
+  // Every processor with AVX2 counts bits too.
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("popcnt")) return Level::kScalar;
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (!avx512) return Level::kAvx2;

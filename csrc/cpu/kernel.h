@@ -16,7 +16,8 @@
 // The third shares nothing: where there are few output channels, or many codewords, binary activations are cheaper to
 // match against the decoded bits of the weight.
 //
-//   bits     lanes are output channels, 64 input channels a word: XOR and population count.      VPOPCNTDQ only.
+//   bits     lanes are output channels, 64 input channels a word: XOR and population count with VPOPCNTDQ, with AVX2
+//            look-ups of four channels at a time.                                    Either of the two, any tau.
 #pragma once
 
 #include <cstdint>
@@ -161,11 +162,23 @@ struct MatchBitsTask {
   std::int64_t plus;               // from there to the words of signs
   const std::int64_t* tap_offset;  // of each tap from the first
   int taps, words;
-  const std::uint64_t* weights;  // [outputs / 8][tap][word][8]: the bits of 64 channels for 8 outputs, 1 is +1
-  std::int64_t outputs;          // a multiple of kOutputsPerMatch
-  int pixels;                    // 1 to kBitsPixels
-  std::uint16_t* different;      // [pixel][outputs]: how many activations differ from the weight in sign
-  float* used_count;             // [pixel]: how many are not zero
+  const std::uint8_t* codes[4];  // with a code step: the first tap's codes
+  int halves;                    // of words, that have channels: the weights of the others are left out then
+  // The bits of weights, 1 is +1. [outputs / 8][tap][word][8]: words of 64 channels for 8 outputs. With a code step
+  // [outputs / 32][tap][half][4][32]: bytes of 8 channels for 32 outputs, 0, 16, 1, 17 and so on.
+  const void* weights;
+  std::int64_t outputs;      // a multiple of kOutputsPerMatch
+  int pixels;                // 1 to kBitsPixels
+  std::uint16_t* different;  // [pixel][outputs]: how many activations differ from the weight in sign
+  float* used_count;         // [pixel]: how many are not zero
+};
+
+// Four activations of each nibble of a word as a number that names a table, sixteen a word.
+struct CodeBitsTask {
+  const std::uint64_t* used;
+  const std::uint64_t* plus;  // where nothing is used it says nothing
+  std::int64_t words;
+  std::uint8_t* codes;  // [word][16]
 };
 
 constexpr int kBitsPixels = 4;
@@ -232,7 +245,8 @@ struct PatchesSteps {
   void (*look_up)(const LookUpTask&);
 };
 
-struct BitsSteps {  // it is staged by `pack`
+struct BitsSteps {                    // it is staged by `pack`
+  void (*code)(const CodeBitsTask&);  // or null: words are matched as they are
   void (*match)(const MatchBitsTask&);
 };
 

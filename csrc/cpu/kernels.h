@@ -22,7 +22,11 @@ namespace subbit {
   void match_##NAME(const MatchBitsTask&);            \
   void finish_##NAME(const FinishTask&);              \
   void pack_##NAME(const PackTask&);
+#define SUBBIT_CODED_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
+  void code_##NAME(const CodeBitsTask&);                    \
+  SUBBIT_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS)
 #include "cpu/kernels.inc"
+#undef SUBBIT_CODED_BITS
 #undef SUBBIT_BITS
 #undef SUBBIT_ROWS
 #undef SUBBIT_PATCHES

@@ -182,8 +182,8 @@ inline auto load_pixels(const float* p, std::int64_t step, int n) {
 }
 
 // F is the float vector of the level; F::load_sums reads sums of either kind as floats. Channel by channel over several
-// tiles, so that neighbouring lines of the output are written one after the other. Adding 0 changes nothing but the sign
-// of a zero.
+// tiles, so that neighbouring lines of the output are written one after the other. Adding 0 changes nothing but the
+// sign of a zero.
 template <class F, class Sum, int kRowElements>
 inline void finish_rows(const FinishTask& task) {
   const Sum* sums = static_cast<const Sum*>(task.sums);

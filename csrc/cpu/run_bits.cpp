@@ -15,7 +15,9 @@ class BitsRun : Run {
     auto* used = scratch<std::uint64_t>(strips_.planes_at);
     auto* different = scratch<std::uint16_t>(strips_.sums_at);
     auto* used_count = scratch<float>(strips_.work_at);
-    stage(used);
+    auto* codes = scratch<std::uint8_t>(strips_.codes_at);
+    const std::int64_t rows = stage(used);
+    if (kernel_.bits.code) kernel_.bits.code({used, used + plane_words(), rows * row_words(), codes});
 
     const int size = kernel_size(params_.unit), taps = kernel_taps(params_.unit);
     std::int64_t tap_offset[9];
@@ -27,8 +29,8 @@ class BitsRun : Run {
     match.tap_offset = tap_offset;
     match.taps = taps;
     match.words = plan_.bits->words;
-    match.weights = reinterpret_cast<const std::uint64_t*>(plan_.bits->weights.data()) +
-                    strip_.group * strips_.outputs * taps * plan_.bits->words;
+    match.halves = plan_.bits->halves;
+    match.weights = plan_.bits->weights.data() + strip_.group * plan_.bits->group_bytes;
     match.outputs = strips_.outputs;
     for (std::int64_t chunk = strip_.begin; chunk < strip_.end; chunk += kFinishPixels) {
       const std::int64_t end = std::min(chunk + kFinishPixels, strip_.end);
@@ -37,7 +39,9 @@ class BitsRun : Run {
         for (int i = 0; i < match.pixels; ++i) {
           const std::int64_t row = (pixel + i) / params_.out_width - strip_.first_row;
           const std::int64_t column = (pixel + i) % params_.out_width - strip_.first_column;
-          match.used[i] = used + row * params_.stride_h * row_words() + column * params_.stride_w * words();
+          const std::int64_t word = row * params_.stride_h * row_words() + column * params_.stride_w * words();
+          match.used[i] = used + word;
+          match.codes[i] = codes + word * 16;
         }
         match.different = different + (pixel - chunk) * strips_.outputs;
         match.used_count = used_count + (pixel - chunk);
@@ -53,7 +57,8 @@ class BitsRun : Run {
   std::int64_t plane_words() const { return strips_.region_rows * row_words(); }
 
   // The part of the input that the strip reads, padding included, as words of `used`, and of `plus` behind them.
-  void stage(std::uint64_t* used) const {
+  // Returns how many rows there are.
+  std::int64_t stage(std::uint64_t* used) const {
     const std::int64_t first_row = strip_.first_row * params_.stride_h - params_.pad_h;
     const std::int64_t first_column = strip_.first_column * params_.stride_w - params_.pad_w;
     const std::int64_t taps = kernel_size(params_.unit);
@@ -66,12 +71,13 @@ class BitsRun : Run {
       return Range{begin, std::clamp<std::int64_t>(first + count, begin, size)};
     };
     const Range y = inside(first_row, rows, params_.height), x = inside(first_column, columns, params_.width);
-    if (y.begin == y.end || x.begin == x.end) return;
+    if (y.begin == y.end || x.begin == x.end) return rows;
     const Input input = operands_.x_plus ? packed_input(y, x) : pack_input(y, x);
     for (std::int64_t row = y.begin; row < y.end; ++row) {
       const std::int64_t at = (row - first_row) * row_words() + (x.begin - first_column) * words();
       copy_row(input, (row - y.begin) * input.row_words, x.end - x.begin, used + at);
     }
+    return rows;
   }
 
   struct Range {

@@ -40,11 +40,15 @@ constexpr Kernel kKernels[] = {
    pack_##NAME},
 #define SUBBIT_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS)                                 \
   {#NAME, Level::LEVEL, Activations::ACTIVATIONS, Layout::kBits, PIXELS,     kMaxTau, \
-   {},    {},           {match_##NAME},           finish_##NAME, pack_##NAME},
+   {},    {},           {nullptr, match_##NAME},  finish_##NAME, pack_##NAME},
+#define SUBBIT_CODED_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS)                              \
+  {#NAME, Level::LEVEL, Activations::ACTIVATIONS,    Layout::kBits, PIXELS,     kMaxTau, \
+   {},    {},           {code_##NAME, match_##NAME}, finish_##NAME, pack_##NAME},
 #include "cpu/kernels.inc"
 #undef SUBBIT_ROWS
 #undef SUBBIT_PATCHES
 #undef SUBBIT_BITS
+#undef SUBBIT_CODED_BITS
 };
 
 // Bits are staged for whole images, gaps between taps included, so they are for taps close together.
@@ -75,6 +79,7 @@ constexpr Costs kFloatRows = {840, 8, 0.2, 1.5, 4.6, 0.61, 0.28, 0.56, 0.25};
 constexpr Costs kBinaryRows = {860, 14, 0.2, 1.5, 0, 0.3, 0.25, 0.77, 0.25};
 constexpr Costs kPatches = {640, 18, 0.15, 4, 0, 0, 0.32, 0, 0.28};
 constexpr Costs kBits = {570, 0, 0.21, 1, 0.48, 0, 0.48, 0, 0.32};
+constexpr Costs kCodedBits = {1000, 0, 0.15, 1, 1.2, 0, 0.85, 0, 0.29};
 constexpr Costs kScalarRows = {500, 0, 1, 1, 100, 30, 16, 0, 1};
 
 const Costs& costs_of(const Kernel& kernel) {
@@ -82,7 +87,7 @@ const Costs& costs_of(const Kernel& kernel) {
     case Layout::kPatches:
       return kPatches;
     case Layout::kBits:
-      return kBits;
+      return kernel.bits.code ? kCodedBits : kBits;
     case Layout::kRows:
       break;
   }

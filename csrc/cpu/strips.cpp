@@ -113,6 +113,9 @@ StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem&
     s.sums_at = scratch.take(checked_product({kFinishPixels, s.outputs, 2}, "scratch memory"));
     s.planes_at = scratch.take(checked_product({s.region_rows, s.region_columns, words, 16}, "scratch memory"));
     s.responses_at = scratch.take(checked_product({s.region_rows, s.region_columns, words, 16}, "scratch memory"));
+    if (kernel.bits.code) {
+      s.codes_at = scratch.take(checked_product({s.region_rows, s.region_columns, words, 16}, "scratch memory"));
+    }
     s.work_at = scratch.take(kFinishPixels * std::int64_t{sizeof(float)});
   }
   if (params.packs) s.floats_at = scratch.take(checked_product({s.outputs, kFinishPixels, 4}, "scratch memory"));

@@ -30,7 +30,7 @@ struct StripPlan {
   bool packs_input;  // patches layout: the input is packed before it is staged
 
   // Scratch memory of one thread: offsets in bytes, all multiples of 64. What they mean is a matter of the layout.
-  std::int64_t planes_at, responses_at, sums_at, masks_at, work_at, floats_at, packed_at;
+  std::int64_t planes_at, responses_at, sums_at, masks_at, work_at, floats_at, packed_at, codes_at;
   std::int64_t mask_bytes;
   std::int64_t scratch_bytes;
 };

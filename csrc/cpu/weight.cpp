@@ -93,15 +93,23 @@ BitsForm make_bits_form(const DecodedWeight& weight, const Plan& plan, std::int6
   const std::int64_t padded = padded_outputs(*plan.kernel, outputs);
   BitsForm form;
   form.words = static_cast<int>(words);
-  form.weights = AlignedBuffer(checked_product({groups, padded, taps, words, 8}, "prepared weight"));
-  auto* out = reinterpret_cast<std::uint64_t*>(form.weights.data());
+  form.halves = static_cast<int>(ceil_div(channels, 32));
+  const bool by_bytes = plan.kernel->bits.code != nullptr;
+  form.group_bytes = checked_product({padded, taps, by_bytes ? form.halves * 4 : words * 8}, "prepared weight");
+  form.weights = AlignedBuffer(checked_product({groups, form.group_bytes}, "prepared weight"));
+  std::byte* out = form.weights.data();
+  const auto byte_of = [&](std::int64_t row, int tap, std::int64_t byte) {  // eight channels are a byte
+    if (!by_bytes) return ((row / 8 * taps + tap) * words + byte / 8) * 64 + row % 8 * 8 + byte % 8;
+    const std::int64_t lane = row % 16 * 2 + row / 16 % 2;
+    return ((row / 32 * taps + tap) * form.halves * 4 + byte) * 32 + lane;
+  };
   for (std::int64_t o = 0; o < weight.out_channels; ++o) {
     const std::int64_t row = o / outputs * padded + o % outputs;
     for (std::int64_t c = 0; c < channels; ++c) {
       const Codeword codeword = weight.codebook[weight.indices[o * weight.units + c / unit]];
       for (int t = 0; t < taps; ++t) {
-        const std::uint64_t bit = codeword >> (c % unit + t) & 1;  // one of the two is always 0
-        out[((row / 8 * taps + t) * words + c / 64) * 8 + row % 8] |= bit << (c % 64);
+        const int bit = codeword >> (c % unit + t) & 1;  // one of the two is always 0
+        out[byte_of(row, t, c / 8)] |= static_cast<std::byte>(bit << (c % 8));
       }
     }
   }

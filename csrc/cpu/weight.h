@@ -31,8 +31,10 @@ struct PatchesForm {
 
 // The bits layout's form: the decoded weight.
 struct BitsForm {
-  int words = 0;          // of 64 input channels
-  AlignedBuffer weights;  // [group][outputs / 8][tap][word][8]
+  int words = 0;   // of 64 input channels
+  int halves = 0;  // of words, that have channels
+  std::int64_t group_bytes = 0;
+  AlignedBuffer weights;  // of each group, in either of the orders that MatchBitsTask names
 };
 
 class Weight {

@@ -184,10 +184,12 @@ std::vector<py::tuple> kernels() {
   py::make_tuple(#NAME, name(Level::LEVEL), Activations::ACTIVATIONS == Activations::kBinary),
 #define SUBBIT_PATCHES SUBBIT_ROWS
 #define SUBBIT_BITS SUBBIT_ROWS
+#define SUBBIT_CODED_BITS SUBBIT_ROWS
 #include "cpu/kernels.inc"
 #undef SUBBIT_ROWS
 #undef SUBBIT_PATCHES
 #undef SUBBIT_BITS
+#undef SUBBIT_CODED_BITS
   };
 }
 
