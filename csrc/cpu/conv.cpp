@@ -46,7 +46,8 @@ Problem problem_of(const DecodedWeight& weight, const ConvParams& params) {
           params.groups,
           std::max({params.stride_h, params.stride_w, params.dilation_h, params.dilation_w}),
           params.out_height * params.out_width,
-          params.height * params.width};
+          params.height * params.width,
+          params.x_is_packed};
 }
 
 }  // namespace

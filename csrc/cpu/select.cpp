@@ -82,6 +82,8 @@ constexpr Costs kBits = {570, 0, 0.21, 1, 0.48, 0, 0.48, 0, 0.32};
 constexpr Costs kCodedBits = {1000, 0, 0.15, 1, 1.2, 0, 0.85, 0, 0.29};
 constexpr Costs kScalarRows = {500, 0, 1, 1, 100, 30, 16, 0, 1};
 
+constexpr double kUnpack = 1.5;  // an input value that the rows layout is given packed
+
 const Costs& costs_of(const Kernel& kernel) {
   switch (kernel.layout) {
     case Layout::kPatches:
@@ -125,6 +127,7 @@ double cost(const Kernel& kernel, const Problem& p) {
       const double outputs = number(round_up(p.outputs, kOutputsPerStep));
       const double blocks = units / units_per_block(kernel, p);
       work += c.plane * planes + c.stage * staged;
+      if (p.packed_input) work += kUnpack * channels * number(p.input_pixels);
       work += tiles * (units * (c.unit + c.codeword * p.codewords + c.output * outputs) + c.open * outputs * blocks);
       break;
     }

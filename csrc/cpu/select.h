@@ -21,6 +21,7 @@ struct Problem {
   std::int64_t spread;        // the largest of strides and dilations
   std::int64_t pixels;        // of an output image
   std::int64_t input_pixels;  // of an input image
+  bool packed_input;
 };
 
 struct Plan {

@@ -148,7 +148,7 @@ void pack_signs(std::uintptr_t x, const Quad& shape, const Quad& strides, std::u
 // Any machine can ask what any other would do, so the level is only looked up, not checked against this one.
 std::vector<py::dict> list_candidates(bool binary, Unit unit, int codewords, std::int64_t units, std::int64_t outputs,
                                       std::int64_t groups, std::int64_t spread, std::int64_t pixels,
-                                      std::int64_t input_pixels, const std::string& level) {
+                                      std::int64_t input_pixels, const std::string& level, bool packed_input) {
   const auto* found = std::find(kLevelNames, kLevelNames + kLevelCount, level);
   if (found == kLevelNames + kLevelCount) {
     throw std::invalid_argument("level must be scalar, avx2, avx512 or avx512vbmi, got '" + level + "'");
@@ -161,7 +161,8 @@ std::vector<py::dict> list_candidates(bool binary, Unit unit, int codewords, std
                         groups,
                         spread,
                         pixels,
-                        input_pixels};
+                        input_pixels,
+                        packed_input};
   std::vector<py::dict> result;
   for (const Candidate& candidate : candidates(problem, static_cast<Level>(found - kLevelNames))) {
     py::dict one;
@@ -221,7 +222,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("plus"), py::arg("nonzero"), py::arg("threads"), py::arg("level") = py::none());
   m.def("candidates", &list_candidates, py::arg("binary"), py::arg("unit"), py::arg("codewords"), py::arg("units"),
         py::arg("outputs"), py::arg("groups"), py::arg("spread"), py::arg("pixels"), py::arg("input_pixels"),
-        py::arg("level"));
+        py::arg("level"), py::arg("packed_input") = false);
   m.def("wanted_plan", &wanted_plan);
   m.def("kernels", &kernels, "Every compiled kernel, best first: (name, level, binary activations).");
   m.def("machine_level", [] { return std::string(name(machine_level())); });
