@@ -97,7 +97,7 @@ struct GatherRowsTask {
 };
 
 constexpr int kOutputsPerStep = 8;
-constexpr int kBlockBytes = 16 * 1024;  // responses of a block of units: half of a 32 KiB L1
+constexpr int kBlockBytes = 24 * 1024;  // responses of a block of units: they stay in an L1 of 32 KiB
 static_assert(kBlockBytes <= 65536, "offsets are 16 bits");
 
 // ---- patches layout -------------------------------------------------------------------------------------
