@@ -233,6 +233,28 @@ def test_everything_differs(level, channels):
         assert run(x, indices, codebook, level, activation_bits=1).flatten().tolist() == [-float(x.numel())] * 3
 
 
+@pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
+@pytest.mark.parametrize("activation_bits", [32, 1])
+@pytest.mark.parametrize("level", [level for level in MACHINE_LEVELS if level != "scalar"])
+class TestWithoutGeneratedCode:
+    """SUBBIT_JIT=0, as where a system refuses to make memory executable."""
+
+    @pytest.mark.parametrize("codewords", [1, 2, 31, 32, 100, 256])
+    def test_codebook_sizes(self, monkeypatch, level, activation_bits, unit, codewords):
+        monkeypatch.setenv("SUBBIT_JIT", "0")
+        for stride in (1, 2):
+            options = {"padding": (1, 1), "stride": (stride, stride)}
+            check(unit, 20, 40, codewords, (9, 11), level, activation_bits=activation_bits, **options)
+
+    def test_the_same_bits(self, monkeypatch, level, activation_bits, unit):
+        indices, codebook = random_weight(unit, 30, 50, 32)
+        x = torch.randn(2, 50 * unit[0], 9, 17, generator=torch.Generator().manual_seed(0))
+        options = {"plan": "rows", "padding": (1, 1), "activation_bits": activation_bits}
+        generated = run(x, indices, codebook, level, **options)
+        monkeypatch.setenv("SUBBIT_JIT", "0")
+        assert torch.equal(run(x, indices, codebook, level, **options).view(torch.int32), generated.view(torch.int32))
+
+
 def test_levels_threads_and_batch_splits_give_the_same_bits():
     indices, codebook = random_weight(UNIT_3X3, 70, 50, 32)
     x = torch.randn(3, 50, 15, 17, generator=torch.Generator().manual_seed(0))
