@@ -204,6 +204,14 @@ def planned(
     return conv
 
 
+def planned_kernel(weight: Prepared, sizes: tuple[int, int, int, int]) -> str | None:
+    """The kernel that ran for an output of these sizes (N, C_out, H_out, W_out), the last planned; None: dense."""
+    planned = [conv for key, conv in weight.convs.items() if key[2] == sizes]
+    repeated = [call.conv for call in weight.repeats.values() if call.sizes == sizes]  # may outlive the others
+    kernel: str | None = (planned or repeated)[-1].kernel
+    return kernel
+
+
 def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
