@@ -1,13 +1,16 @@
 """The contenders of this package for one layer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 import subbit_infer
 from layers import Problem
 from results import A1, A1_PACKED, A32
-from subbit_infer import conv
+from subbit_infer import _native, conv
 from timing import Contender
 
 NO_PACKED = "packed activations: subbit_infer has no PackedActivations"
@@ -49,3 +52,67 @@ def a1_packed(problem: Problem) -> Contender:
 def all_of(problem: Problem) -> list[Contender]:
     """Each of the above that this version has."""
     return [a32(problem), a1(problem)] + ([a1_packed(problem)] if can_pack() else [])
+
+
+RAW_US = 100.0  # of a run that is timed, about: single calls of microseconds a clock cannot tell apart
+
+
+def plans(problem: Problem, activation_bits: int) -> tuple[list[Contender], dict[str, Any]]:
+    """Every way that the planner could run a layer, called below Python's checks; dense as torch's convolution.
+
+    Returns:
+        The contenders by plan, and what they are about: which was chosen, the calls of a run and the predictions
+        (microseconds of a call) by plan.
+    """
+    layer, weight = problem.layer, problem.weight
+    is_binary = activation_bits == 1
+    expected = problem.expected_a1 if is_binary else problem.expected_a32
+    prepared = _native.prepare(
+        weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
+    )
+    found = _native.candidates(
+        is_binary, _native.UNITS[weight.unit], weight.codewords, weight.units, layer.c_out, 1, layer.stride,
+        expected.shape[2] * expected.shape[3], layer.side**2, _native.active_level(),
+    )  # fmt: skip
+    predicted = {one["plan"]: layer.batch * one["nanoseconds"] / 1e3 for one in found}
+    number = {plan: max(1, round(RAW_US / microseconds)) for plan, microseconds in predicted.items()}
+    contenders = []
+    for plan in predicted:
+        call = _dense(problem, is_binary) if plan == "dense" else _raw(problem, prepared, plan, is_binary, expected)
+        contenders.append(Contender(plan, _repeated(call, number[plan]), expected))
+    facts = {"activation_bits": activation_bits, "chosen": found[0]["plan"], "calls": number, "predicted_us": predicted}
+    return contenders, facts
+
+
+def _raw(
+    problem: Problem, weight: _native.Prepared, plan: str, is_binary: bool, expected: Tensor
+) -> Callable[[], Tensor]:
+    x, scale = problem.x, problem.weight.scale
+    y = torch.full_like(expected, float("nan"))
+    stride, padding = (problem.layer.stride,) * 2, (problem.layer.padding,) * 2
+    geometry = stride, padding, (1, 1), 1, 1 if is_binary else 32, 0, "none"
+    planned = _native.planned(weight, x, y, None, False, tuple(y.shape), *geometry, plan=plan)
+    given = x.data_ptr(), 0, y.data_ptr(), 0, 0, 0 if scale is None else scale.data_ptr(), 0, 0, 0, 0, 0
+    kept = y, x, scale  # whose addresses these are
+
+    def call() -> Tensor:
+        planned(*given)
+        return kept[0]
+
+    return call
+
+
+def _dense(problem: Problem, is_binary: bool) -> Callable[[], Tensor]:
+    x, dense, stride, padding = problem.x, problem.dense, problem.layer.stride, problem.layer.padding
+    if is_binary:
+        return lambda: F.conv2d(x.sign(), dense, None, stride, padding)
+    return lambda: F.conv2d(x, dense, None, stride, padding)
+
+
+def _repeated(call: Callable[[], Tensor], number: int) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        for _ in range(number - 1):
+            call()
+        return call()
+
+    return run
