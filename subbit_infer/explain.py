@@ -82,14 +82,14 @@ class Explanation:
 
     Attributes:
         model: the class of what was explained.
-        machine_level: the level that kernels may have: the machine's, or what ``SUBBIT_ISA`` lowers it to.
+        level: the level that kernels may have: the machine's, or what ``SUBBIT_ISA`` lowers it to.
         wanted_plan: what ``SUBBIT_PLAN`` asks for, or "".
         layers: one entry a call, in order.
         not_called: names of sub-bit layers that the model did not call.
     """
 
     model: str
-    machine_level: str
+    level: str
     wanted_plan: str
     layers: tuple[LayerPlan, ...]
     not_called: tuple[str, ...]
@@ -103,7 +103,7 @@ class Explanation:
 
     def __str__(self) -> str:
         wanted = f", SUBBIT_PLAN={self.wanted_plan}" if self.wanted_plan else ""
-        lines = [f"{self.model}: {_calls(len(self.layers))}, level {self.machine_level}{wanted}"]
+        lines = [f"{self.model}: {_calls(len(self.layers))}, level {self.level}{wanted}"]
         headings = ("layer", "input", "output", "unit", "tau", "act", "kernel", "predicted us", "saved MACs", "why")
         lines += _aligned([headings, *map(_row, self.layers)], right={"tau", "act"})
         if self.not_called:
@@ -115,7 +115,7 @@ class Explanation:
         if not planned:
             return []
         ours, dense = (sum(layer.microseconds(plan) or 0 for layer in planned) for plan in (None, "dense"))
-        text = f"Predicted, an image on one thread: {ours / 1e3:.2f} ms; all dense {dense / 1e3:.2f} ms"
+        text = f"Predicted, an image on one thread: {ours / 1e3:.3g} ms; all dense {dense / 1e3:.3g} ms"
         left_out = len(self.layers) - len(planned)
         return [text + (f"; without {left_out} by the reference." if left_out else ".")]
 

@@ -215,7 +215,7 @@ def test_a_plan_that_was_made_before_is_still_the_one_that_runs(monkeypatch):
 def test_levels(monkeypatch, level):
     monkeypatch.setenv("SUBBIT_ISA", level)
     explanation = silent(conv_layer(512, 128), integers(1, 128, 9, 9))
-    assert explanation.machine_level == level
+    assert explanation.level == level
     assert all(
         c.level is None or LEVELS.index(c.level) <= LEVELS.index(level) for c in explanation.layers[0].candidates
     )
