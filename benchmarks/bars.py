@@ -19,9 +19,11 @@ from results import (
     Record,
     Result,
     on_threads,
+    over_best_plan,
     total_speedup,
 )
 
+NEAR = 1.1  # times the best plan's time: as good as that
 LONG_MS = 0.3  # a layer that takes longer is worth two threads
 TAPS = 9
 
@@ -119,10 +121,18 @@ def _networks(records: dict[str, Record]) -> list[Bar]:
 
 def _the_rest(records: dict[str, Record]) -> list[Bar]:
     return [
+        _planner(_group(records, "plans", "plans")),
         _threads(_group(records, "threads", "threads")),
         _calls(_group(records, "calls", "calls")),
         *(_never_slower(_group(records, "sample", "sample"), ours) for ours in (A32, A1)),
     ]
+
+
+def _planner(found: list[Result]) -> Bar:
+    ratios = [over_best_plan(result) for result in found]
+    share = 100 * sum(ratio <= NEAR for ratio in ratios) / len(ratios) if ratios else None
+    worst = max(found, key=over_best_plan).label if found else ""
+    return Bar("planner within 10 % of the best measured plan: share", 90, share, "%", where=worst)
 
 
 def _threads(found: list[Result]) -> Bar:

@@ -61,6 +61,7 @@ PARTS = (
     Part("networks", threads=THREADS, options=("--no-compile",)),
     Part("sweeps"),
     Part("sample"),
+    Part("plans"),
     Part("threads", threads=THREADS),
     Part("calls"),
 )
@@ -143,6 +144,12 @@ def sweeps(threads: Threads = 1, isa: Isa = "native", quick: Quick = False, json
 def sample(threads: Threads = 1, isa: Isa = "native", quick: Quick = False, json: Json = False, out: Out = OUT) -> None:
     """A sample of all sizes against eager PyTorch: where are we slower?"""
     measure("sample", suites.never_slower, threads, isa, quick, json, out)
+
+
+@app.command()
+def plans(isa: Isa = "native", quick: Quick = False, json: Json = False, out: Out = OUT) -> None:
+    """How far the planner's choices are from the best plans measured, over the same sample."""
+    measure("plans", suites.plans, 1, isa, quick, json, out)
 
 
 @app.command()

@@ -1,10 +1,12 @@
 """The contenders of this package, for one layer or a whole network."""
 
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import subbit_infer
 from layers import Problem
@@ -70,3 +72,67 @@ def a1_network(name: str, dense: nn.Module, images: Tensor) -> Contender:
     with mock.patch.dict(_native.UNITS, clear=True):  # no unit has compiled kernels
         expected = fused(images)
     return Contender(name, lambda: fused(images), expected)
+
+
+RAW_US = 100.0  # of a run that is timed, about: single calls of microseconds a clock cannot tell apart
+
+
+def plans(problem: Problem, activation_bits: int) -> tuple[list[Contender], dict[str, Any]]:
+    """Every way that the planner could run a layer, called below Python's checks; dense as torch's convolution.
+
+    Returns:
+        The contenders by plan, and what they are about: which was chosen, the calls of a run and the predictions
+        (microseconds of a call) by plan.
+    """
+    layer, weight = problem.layer, problem.weight
+    is_binary = activation_bits == 1
+    expected = problem.expected_a1 if is_binary else problem.expected_a32
+    prepared = _native.prepare(
+        weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
+    )
+    found = _native.candidates(
+        is_binary, _native.UNITS[weight.unit], weight.codewords, weight.units, layer.c_out, 1, layer.stride,
+        expected.shape[2] * expected.shape[3], layer.side**2, _native.active_level(),
+    )  # fmt: skip
+    predicted = {one["plan"]: layer.batch * one["nanoseconds"] / 1e3 for one in found}
+    number = {plan: max(1, round(RAW_US / microseconds)) for plan, microseconds in predicted.items()}
+    contenders = []
+    for plan in predicted:
+        call = _dense(problem, is_binary) if plan == "dense" else _raw(problem, prepared, plan, is_binary, expected)
+        contenders.append(Contender(plan, _repeated(call, number[plan]), expected))
+    facts = {"activation_bits": activation_bits, "chosen": found[0]["plan"], "calls": number, "predicted_us": predicted}
+    return contenders, facts
+
+
+def _raw(
+    problem: Problem, weight: _native.Prepared, plan: str, is_binary: bool, expected: Tensor
+) -> Callable[[], Tensor]:
+    x, scale = problem.x, problem.weight.scale
+    y = torch.full_like(expected, float("nan"))
+    stride, padding = (problem.layer.stride,) * 2, (problem.layer.padding,) * 2
+    geometry = stride, padding, (1, 1), 1, 1 if is_binary else 32, 0, "none"
+    planned = _native.planned(weight, x, y, None, False, tuple(y.shape), *geometry, plan=plan)
+    given = x.data_ptr(), 0, y.data_ptr(), 0, 0, 0 if scale is None else scale.data_ptr(), 0, 0, 0, 0, 0
+    kept = y, x, scale  # whose addresses these are
+
+    def call() -> Tensor:
+        planned(*given)
+        return kept[0]
+
+    return call
+
+
+def _dense(problem: Problem, is_binary: bool) -> Callable[[], Tensor]:
+    x, dense, stride, padding = problem.x, problem.dense, problem.layer.stride, problem.layer.padding
+    if is_binary:
+        return lambda: F.conv2d(x.sign(), dense, None, stride, padding)
+    return lambda: F.conv2d(x, dense, None, stride, padding)
+
+
+def _repeated(call: Callable[[], Tensor], number: int) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        for _ in range(number - 1):
+            call()
+        return call()
+
+    return run

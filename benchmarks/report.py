@@ -36,6 +36,7 @@ TITLES = {
     "networks-2threads": "Networks, two threads",
     "sweeps": "Sweeps",
     "sample": "A sample of all sizes",
+    "plans": "The planner's choices",
     "threads": "Two threads against one",
     "calls": "Overhead of a call",
 }

@@ -16,7 +16,9 @@ ONE_BIT, ONE_BIT_KERNEL = "OpenVINO 1-bit", "OpenVINO 1-bit kernel"
 
 THREADS = 2  # of the parts that compare numbers of threads
 
-OURS = (A32, A1, A1_PACKED, REACTNET)
+PLANS = ("rows", "patches", "bits", "dense")  # the planner's ways to run a layer
+
+OURS = (A32, A1, A1_PACKED, REACTNET, *PLANS)
 EAGER = (TORCH, TORCH_LAST)
 ENGINES = (ORT, OPENVINO)
 FLOAT_PEERS = (*EAGER, COMPILED, COMPILED_LAST, *ENGINES)
@@ -85,6 +87,11 @@ class Result:
         if best is None or ours not in self.ms:
             return None
         return self.ms[best].median / self.ms[ours].median
+
+
+def over_best_plan(result: Result) -> float:
+    """The time of the plan that the planner chose over that of the plan measured to be the best."""
+    return result.ms[result.facts["chosen"]].median / min(sample.median for sample in result.ms.values())
 
 
 @dataclass(frozen=True)

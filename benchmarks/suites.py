@@ -17,7 +17,7 @@ import rates
 from layers import RESNET18, RESNET50_1X1, Layer, Problem
 from results import A1, A32, OURS, REACTNET, THREADS, TORCH, Result, on_threads
 from subbit_infer import PackedWeight, codebook, conv, models
-from timing import Contender, Pace, WrongResultError, check, take_turns
+from timing import Contender, Pace, Sample, WrongResultError, check, take_turns
 
 TAU = 5
 SEED = 0
@@ -38,6 +38,8 @@ SAMPLE_STRIDES = (1, 2)
 SAMPLE_KERNELS = (3, 3, 1)  # two of three are 3x3
 SAMPLE_SIZE = 80
 SAMPLE_MACS = 10**9  # at most: larger work is not different, only longer
+
+PLANS_PACE = Pace(rounds=15, least=5, seconds=0.25)  # of many comparisons, of which the whole counts
 
 TINY = (1, 8, 4, 4)
 TINY_CALLS = 100  # a clock cannot tell single calls of microseconds apart
@@ -194,6 +196,20 @@ def never_slower(run: Run) -> None:
         run.compare("sample", f"{problem.layer.name} tau {problem.tau}", facts(problem), contenders)
 
 
+def plans(run: Run) -> None:
+    """The sample by every plan of the planner: does it choose the best?"""
+    run.pace = PLANS_PACE
+    work = sample()
+    for problem in run.each("plans", work[: len(work) // 5] if run.quick else work):
+        for bits in (32, 1):
+            contenders, about = ours.plans(problem, bits)
+            label = f"{problem.layer.name} tau {problem.tau} A{bits}"
+            run.compare("plans", label, facts(problem) | about, contenders)
+            together = run.results.pop()
+            ms = {name: _of_one(s, about["calls"][name]) for name, s in together.ms.items()}
+            run.results.append(replace(together, ms=ms))
+
+
 def threads(run: Run) -> None:
     """Ours on one thread and on two, in turns."""
     for layer in run.each("threads", [*RESNET18, *run.some(list(RESNET50_1X1))]):
@@ -230,11 +246,12 @@ def calls(run: Run) -> None:
         with torch.inference_mode(False), mode():
             run.compare("calls", f"{'x'.join(map(str, TINY))}, {mode.__name__}", {"calls": TINY_CALLS}, contenders)
         together = run.results.pop()
-        ms = {
-            name: replace(s, median=s.median / TINY_CALLS, low=s.low / TINY_CALLS, high=s.high / TINY_CALLS)
-            for name, s in together.ms.items()
-        }
-        run.results.append(Result(together.group, together.label, together.facts, ms))
+        run.results.append(replace(together, ms={name: _of_one(s, TINY_CALLS) for name, s in together.ms.items()}))
+
+
+def _of_one(sample: Sample, calls: int) -> Sample:
+    """The milliseconds of one of several calls timed together."""
+    return replace(sample, median=sample.median / calls, low=sample.low / calls, high=sample.high / calls)
 
 
 def _many(call: Callable[[], Tensor]) -> Tensor:

@@ -1,5 +1,7 @@
 """Tables of what was measured."""
 
+import math
+import statistics
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -9,8 +11,9 @@ import rates
 from bars import gmacs, labels
 from grid import Grid
 from layers import RESNET18, RESNET34, RESNET50_1X1
-from results import A1, A32, FLOAT_PEERS, SHORT, VERSUS, Record, Result, total_of, total_speedup
+from results import A1, A32, FLOAT_PEERS, SHORT, VERSUS, Record, Result, over_best_plan, total_of, total_speedup
 
+WORST = 12  # choices of the planner that are listed
 WIDTH = 150  # of a terminal that holds all contenders in a row
 TITLES = {
     "3x3": "3x3 layers, ms",
@@ -48,7 +51,9 @@ def show_bars(records: dict[str, Record], console: Console) -> None:
 def of_record(record: Record) -> list[Grid]:
     """The tables of a part."""
     groups = dict.fromkeys(result.group for result in record.results)
-    grids = [_of_group(group, record.group(group)) for group in groups]
+    grids = [
+        grid for group in groups for grid in (of_plans if group == "plans" else _of_group)(group, record.group(group))
+    ]
     return grids + ([_of_rates(record), _of_achieved(record)] if record.rates else [])
 
 
@@ -79,7 +84,32 @@ def of_losses(records: Iterable[Record]) -> Grid:
     return grid
 
 
-def _of_group(group: str, results: list[Result]) -> Grid:
+def of_plans(group: str, results: list[Result]) -> list[Grid]:
+    """How good the planner's choices are, and the worst of them."""
+    summary = Grid(
+        "The planner's choice over the best plan measured",
+        ["", "layers", "median", "90th percentile", "worst", "within 10 %", "best chosen"],
+    )
+    kinds = {f"A{bits}": [r for r in results if r.facts["activation_bits"] == bits] for bits in (32, 1)}
+    for name, found in {**kinds, "all": results}.items():
+        ratios = sorted(over_best_plan(result) for result in found)
+        if not ratios:
+            continue
+        shares = [sum(ratio <= most for ratio in ratios) / len(ratios) for most in (bars.NEAR, 1)]
+        at_90 = ratios[math.ceil(0.9 * len(ratios)) - 1]
+        figures = [f"{ratio:.3f}x" for ratio in (statistics.median(ratios), at_90, ratios[-1])]
+        row = [name, str(len(ratios)), *figures, *(f"{100 * share:.0f} %" for share in shares)]
+        (summary.totals if name == "all" else summary.rows).append(row)
+    worst = Grid(f"The {WORST} worst choices, us of a call", ["", "chosen", "best"], names=3)
+    worst.headings += ["chosen's", "predicted", "best's", "predicted", "ratio"]
+    for result in sorted(results, key=over_best_plan, reverse=True)[:WORST]:
+        pair = result.facts["chosen"], min(result.ms, key=lambda name: result.ms[name].median)
+        times = [t for name in pair for t in (1e3 * result.ms[name].median, result.facts["predicted_us"][name])]
+        worst.rows.append([result.label, *pair, *(f"{t:.1f}" for t in times), f"{over_best_plan(result):.2f}x"])
+    return [summary, worst]
+
+
+def _of_group(group: str, results: list[Result]) -> list[Grid]:
     names = list(dict.fromkeys(name for result in results for name in result.ms))
     known = [name for name in SHORT if name in names]
     names = known + [name for name in names if name not in known]
@@ -97,7 +127,7 @@ def _of_group(group: str, results: list[Result]) -> Grid:
         total = total_of(results, counts, label)
         if total:
             grid.totals.append(row(total, [total_speedup(results, counts, v.ours, v.rivals) for v in versus]))
-    return grid
+    return [grid]
 
 
 def _of_rates(record: Record) -> Grid:

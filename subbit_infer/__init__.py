@@ -7,17 +7,20 @@ every codeword's response once and gathers the responses through the indices.
 
 from subbit_infer import codebook, cost, nn, reference
 from subbit_infer.activations import PackedActivations
+from subbit_infer.explain import Explanation, explain
 from subbit_infer.ops import conv, linear, pack
 from subbit_infer.weight import PackedWeight, load_weights, save_weights
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Explanation",
     "PackedActivations",
     "PackedWeight",
     "codebook",
     "conv",
     "cost",
+    "explain",
     "linear",
     "load_weights",
     "nn",

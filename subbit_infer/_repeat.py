@@ -173,7 +173,7 @@ def remember(
         is_bare = activation == "none" and residual is None and not any(v is not None for v in others)
         if plus is not None or not is_bare or activation_bits == 1 or (scale is not None and scale.is_inference()):
             return
-        dense = prepared.dense_weight(scale), bias, stride, padding, dilation, groups
+        dense = prepared.dense_weight(scale, x.shape[2] * x.shape[3]), bias, stride, padding, dilation, groups
         version = 0 if scale is None else scale._version
     strides = None if y is None else y.stride()
     words = None if plus is None else tuple(plus.shape)

@@ -204,7 +204,7 @@ def conv_shapes(model: nn.Module, example: Tensor) -> list[ConvShape]:
         shapes.append(_shape_of(module, output))
 
     with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 stack.callback(_hook(module, record))
@@ -239,7 +239,7 @@ def _shape_of(module: nn.Module, output: Tensor) -> ConvShape:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts a model in evaluation mode and gives every module its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

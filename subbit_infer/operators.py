@@ -113,9 +113,9 @@ def _densely(call: Call, weight: _native.Prepared, sizes: _Sizes) -> _Outputs:
     with torch.autocast("cpu", enabled=False):
         if call.activation_bits == 1:  # sums of signs are exact, and so is what follows them
             x = x if call.is_packed else reference.binarize(x, call.sign_zero)
-            y = call.epilogue.apply(F.conv2d(x, weight.decoded, None, *geometry))
+            y = call.epilogue.apply(F.conv2d(x, weight.dense_weight(None, x.shape[2] * x.shape[3]), None, *geometry))
         else:
-            dense = weight.dense_weight(_float_vector(call.scale))
+            dense = weight.dense_weight(_float_vector(call.scale), x.shape[2] * x.shape[3])
             sums = F.conv2d(x, dense, _float_vector(call.bias), *geometry)
             y = Epilogue(None, None, call.residual, call.activation, call.slope, call.shift).apply(sums)
     plus, nonzero = pack_signs(y, call.pack_shift, call.pack_sign_zero) if call.packed_output else (None, None)

@@ -8,12 +8,27 @@ from collections import Counter
 import pytest
 import torch
 
+import ours
 from bars import Bar, all_bars
 from grid import Grid
 from layers import RESNET18, RESNET34, RESNET50_1X1, Layer, Problem
 from rates import ceiling
-from results import A1, A32, FLOAT_PEERS, ONE_BIT, OPENVINO, TORCH, Record, Result, load, total_of, total_speedup
+from results import (
+    A1,
+    A32,
+    FLOAT_PEERS,
+    ONE_BIT,
+    OPENVINO,
+    TORCH,
+    Record,
+    Result,
+    load,
+    over_best_plan,
+    total_of,
+    total_speedup,
+)
 from subbit_infer import conv, models
+from tables import of_plans
 from timing import Contender, Pace, Sample, WrongResultError, check, take_turns
 
 
@@ -94,6 +109,37 @@ def test_what_was_not_measured_is_not_met():
     assert {bar.met for bar in all_bars({})} == {None}
     assert Bar("", 2, 1.9, "x").met is False
     assert Bar("", 2, 1.9, "x", at_least=False).met is True
+
+
+def planned(label: str, chosen: str, activation_bits: int, **ms: float) -> Result:
+    facts = {"chosen": chosen, "activation_bits": activation_bits, "predicted_us": dict.fromkeys(ms, 1.0)}
+    return Result("plans", label, facts, {name: Sample(v, v, v, 5, 0) for name, v in ms.items()})
+
+
+def test_the_planner_against_the_best_plan():
+    results = [
+        planned("a", "rows", 32, rows=1.0, dense=2.0),
+        planned("b", "rows", 32, rows=2.2, dense=2.0),
+        planned("c", "dense", 32, rows=1.0, dense=3.0),
+        planned("d", "bits", 1, rows=2.0, bits=1.0, dense=3.0),
+    ]
+    assert [over_best_plan(result) for result in results] == [1, 1.1, 3, 1]
+    bar = next(bar for bar in all_bars({"plans": Record("plans", {}, results, [], {})}) if "planner" in bar.what)
+    assert (bar.measured, bar.where, bar.met) == (75, "c", False)
+    summary, worst = of_plans("plans", results)
+    assert summary.rows[0] == ["A32", "3", "1.100x", "3.000x", "3.000x", "67 %", "33 %"]
+    assert summary.rows[1] == ["A1", "1", "1.000x", "1.000x", "1.000x", "100 %", "100 %"]
+    assert summary.totals == [["all", "4", "1.050x", "3.000x", "3.000x", "75 %", "50 %"]]
+    assert worst.rows[0] == ["c", "dense", "rows", "3000.0", "1.0", "1000.0", "1.0", "3.00x"]
+
+
+@pytest.mark.parametrize("activation_bits", [32, 1])
+@pytest.mark.parametrize("layer", [Layer(16, 8, 5), Layer(16, 24, 4, kernel=1, stride=2, batch=2)])
+def test_every_plan_computes_the_same(layer, activation_bits):
+    contenders, facts = ours.plans(Problem(layer, 3), activation_bits)
+    for one in contenders:
+        check(one)
+    assert facts["chosen"] in {one.name for one in contenders} >= {"rows", "dense"}
 
 
 def test_turns_tell_the_fast_from_the_slow():

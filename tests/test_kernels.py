@@ -16,11 +16,15 @@ from helpers import (
     expected_conv,
     integers,
     random_weight,
+    signs,
 )
 
 from subbit_infer import PackedWeight, _native
+from subbit_infer.epilogue import ACTIVATIONS
 
 CANARY = -123456.0
+WORD_CANARY = 0x5A5A5A5A5A5A5A5A
+NAN = float("nan")
 
 
 def run(
@@ -323,3 +327,349 @@ def test_the_layout_asked_for_is_the_one_that_runs(level, activation_bits):
         if binary == (activation_bits == 1) and LEVELS.index(of) <= LEVELS.index(level):
             best[name.split("_")[1]] = name
     assert ran == set(best.values())
+
+
+class GuardedWords:
+    """Words of (N, H, W, words) with canaries on both sides, poisoned."""
+
+    def __init__(self, *shape: int) -> None:
+        self._count = shape[0] * shape[1] * shape[2] * shape[3]
+        self._memory = torch.full((self._count + 64,), WORD_CANARY)
+        self.tensor = self._memory[32 : 32 + self._count].view(shape)
+
+    def check(self) -> None:
+        assert (self._memory[:32] == WORD_CANARY).all(), "wrote before the words"
+        assert (self._memory[32 + self._count :] == WORD_CANARY).all(), "wrote behind the words"
+
+
+def run_whole(x, indices, codebook, level, plan, sizes, *, output, channels_last, pack_sign_zero, threads, **options):
+    """Calls a plan at a level with all that surrounds the sums: y, plus and nonzero, None for what is not asked for.
+
+    Returns None where the plan cannot run the problem, so that another would.
+    """
+    weight = PackedWeight.from_indices(indices, codebook)
+    prepared = _native.prepare(
+        weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
+    )
+    geometry = (options.pop(name) for name in ("stride", "padding", "dilation"))
+    positional = (options.pop(name) for name in ("groups", "activation_bits", "sign_zero"))
+    memory, y = poisoned_floats(sizes, channels_last)
+    words = [GuardedWords(sizes[0], *sizes[2:], -(-sizes[1] // 64)) for _ in range(2)]
+    plus, nonzero = (w.tensor for w in words)
+    plus = None if output == "float" else plus
+    nonzero = None if output == "float" or pack_sign_zero else nonzero
+    scale, bias = options.pop("scale"), options.pop("bias")
+    y = None if output == "packed" else y
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        is_done = _native.conv2d(
+            prepared, x, y, scale, bias, *geometry, *positional, level, plus=plus, nonzero=nonzero, sizes=sizes,
+            plan=plan, **options,
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    kernels = [conv.kernel for conv in prepared.convs.values()]
+    if not is_done or f"_{plan}_" not in kernels[-1]:
+        return None
+    assert (memory[:32] == CANARY).all(), "wrote before the output"
+    assert (memory[-32:] == CANARY).all(), "wrote behind the output"
+    for one, asked in zip(words, (plus, nonzero), strict=True):
+        one.check()
+        if asked is None:
+            assert (one.tensor == WORD_CANARY).all(), "wrote words that nobody asked for"
+    return y, plus, nonzero
+
+
+def poisoned_floats(shape, channels_last):
+    """Memory with canaries on both sides, and the NaNs between them as an output."""
+    count = shape[0] * shape[1] * shape[2] * shape[3]
+    memory = torch.full((count + 64,), CANARY)
+    inner = memory[32 : 32 + count].fill_(NAN)
+    y = inner.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2) if channels_last else inner.view(shape)
+    return memory, y
+
+
+def words_of(bits):
+    """(N, C, H, W) booleans as words, a channel after the other, as the format's docstring says."""
+    batch, channels, height, width = bits.shape
+    words = torch.zeros(batch, height, width, -(-channels // 64), dtype=torch.int64)
+    for c in range(channels):
+        words[..., c // 64] |= bits[:, c].long() << c % 64
+    return words
+
+
+def expected_whole(x, indices, codebook, *, residual, activation, slope, shift, pack_shift, **options):
+    """The epilogue in float64 from the oracle's sums, and the signs: y, plus with and without zeros, nonzero."""
+    v = expected_conv(x, indices, codebook, **options)
+    of_channels = lambda vector: vector.double()[:, None, None]  # noqa: E731
+    v = v if residual is None else v + residual.double()
+    if activation == "relu":
+        v = v.relu()
+    elif activation == "hardtanh":
+        v = torch.nn.functional.hardtanh(v)
+    elif activation == "prelu":
+        v = torch.where(v > 0, v, v * of_channels(slope))
+    v = v if shift is None else v + of_channels(shift)
+    s = v if pack_shift is None else v + of_channels(pack_shift)
+    return v, words_of(s > 0), words_of(s >= 0), words_of((s > 0) | (s < 0))
+
+
+def assert_whole(made, expected, pack_sign_zero, what):
+    y, plus, nonzero = made
+    v, positive, not_negative, used = expected
+    if y is not None:
+        same = (y == v.float()) | (y.isnan() & v.isnan())
+        assert same.all(), f"{what}: y differs first at {(~same).nonzero()[0].tolist()}"
+    for name, words, right in (
+        ("plus", plus, not_negative if pack_sign_zero else positive),
+        ("nonzero", nonzero, used),
+    ):
+        assert words is None or torch.equal(words, right), (
+            f"{what}: {name} differs first at {(words != right).nonzero()[0].tolist()}"
+        )
+
+
+def residual_in(layout, sizes):
+    """A residual whose rows follow each other, as kernels read it."""
+    if layout is None:
+        return None
+    if layout == "channels_last":
+        return integers(*sizes, seed=5).contiguous(memory_format=torch.channels_last)
+    if layout == "slice":  # of channels, and every other pixel
+        return integers(sizes[0], sizes[1] + 3, sizes[2], 2 * sizes[3], seed=5)[:, 2:-1, :, ::2]
+    if layout == "one channel":
+        return integers(sizes[0], 1, *sizes[2:], seed=5).expand(sizes)
+    return integers(*sizes, seed=5)
+
+
+DEFAULTS = {
+    "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "sign_zero": 0, "scale": None,
+    "bias": None, "residual": None, "activation": "none", "slope": None, "shift": None, "pack_shift": None,
+}  # fmt: skip
+
+
+def check_whole(
+    level, activation_bits, unit, in_channels, out_channels, size, *, codewords=32, batch=2, packed=None, nan=False,
+    output="both", channels_last=False, pack_sign_zero=0, threads=1, residual=None, vectors=(), seed=0, **options,
+):  # fmt: skip
+    """Every plan of a level, with what surrounds the sums, against the oracle.
+
+    Args:
+        packed: None for float input, "zeros" or "no zeros" for packed input.
+        nan: whether a bias of NaN, and NaN in the residual, make some results NaN.
+        residual: its layout.
+        vectors: which of scale, bias, shift and pack_shift there are.
+        the rest: as everywhere.
+    """
+    options = DEFAULTS | options
+    groups = options["groups"]
+    indices, codebook = random_weight(unit, out_channels, in_channels // groups // unit[0], codewords, seed)
+    x = integers(batch, in_channels, *size, seed=seed)
+    names = ("scale", "bias", "shift", "pack_shift")
+    options |= {name: integers(out_channels, seed=10 + names.index(name)) for name in vectors}
+    if options["activation"] == "prelu":
+        options["slope"] = integers(out_channels, seed=20)
+    geometry = {name: options[name] for name in ("stride", "padding", "dilation", "groups")}
+    spatial = [
+        (size[i] + 2 * options["padding"][i] - options["dilation"][i] * (unit[1 + i] - 1) - 1) // options["stride"][i]
+        + 1
+        for i in (0, 1)
+    ]
+    sizes = (batch, out_channels, *spatial)
+    options["residual"] = residual_in(residual, sizes)
+    if nan:
+        options["bias"] = integers(out_channels, seed=11)
+        options["bias"][out_channels // 2] = NAN
+        if residual is not None and residual != "one channel":
+            options["residual"][-1, -1, -1, -1] = NAN
+    given = {}
+    if packed == "no zeros":
+        x = signs(x, 1)
+    if packed is not None:
+        given = {"x_nonzero": words_of(x != 0) if packed == "zeros" else None}
+    sums = {name: options[name] for name in ("scale", "bias", "sign_zero")} | geometry
+    epilogue = {name: options[name] for name in ("residual", "activation", "slope", "shift", "pack_shift")}
+    expected = expected_whole(x, indices, codebook, activation_bits=activation_bits, **sums, **epilogue)
+    ran = 0
+    for plan in plans(level, activation_bits):
+        made = run_whole(
+            x if packed is None else words_of(x > 0), indices, codebook, level, plan, sizes, output=output,
+            channels_last=channels_last, pack_sign_zero=pack_sign_zero, threads=threads,
+            activation_bits=activation_bits, **given, **options,
+        )  # fmt: skip
+        if made is not None:
+            ran += 1
+            assert_whole(made, expected, pack_sign_zero, plan)
+    assert ran > 0
+
+
+@pytest.mark.parametrize("level", MACHINE_LEVELS)
+@pytest.mark.parametrize("activation_bits", [32, 1])
+class TestWhatSurroundsTheSums:
+    """The fused epilogue and packed outputs, of every plan at every level."""
+
+    @pytest.mark.parametrize("activation", ACTIVATIONS)
+    @pytest.mark.parametrize("residual", [None, "contiguous", "channels_last", "slice", "one channel"])
+    @pytest.mark.parametrize("channels_last", [False, True])
+    def test_epilogue(self, level, activation_bits, activation, residual, channels_last):
+        for output, vectors in (
+            ("float", ()), ("packed", ("shift",)), ("both", ("scale", "bias", "shift", "pack_shift")),
+        ):  # fmt: skip
+            for out_channels, size in ((1, (1, 1)), (17, (5, 13)), (64, (3, 7)), (70, (9, 9))):
+                check_whole(
+                    level, activation_bits, UNIT_3X3, 5, out_channels, size, activation=activation,
+                    residual=residual, channels_last=channels_last, vectors=vectors, output=output,
+                )  # fmt: skip
+
+    @pytest.mark.parametrize("out_channels", [1, 63, 64, 65, 130])
+    @pytest.mark.parametrize("pack_sign_zero", [0, 1])
+    @pytest.mark.parametrize("output", ["packed", "both"])
+    def test_packed_outputs(self, level, activation_bits, out_channels, pack_sign_zero, output):
+        for unit, stride in ((UNIT_3X3, (1, 1)), (UNIT_3X3, (2, 2)), (UNIT_1X1, (1, 1)), (UNIT_1X1, (2, 1))):
+            for residual in (None, "contiguous", "channels_last"):
+                for size in ((1, 1), (5, 13), (8, 8)):
+                    check_whole(
+                        level, activation_bits, unit, 16, out_channels, size, stride=stride, residual=residual,
+                        output=output, pack_sign_zero=pack_sign_zero, padding=(unit[1] // 2, unit[2] // 2),
+                        vectors=("scale", "bias", "pack_shift"), activation="hardtanh",
+                    )  # fmt: skip
+
+    @pytest.mark.parametrize("groups", [2, 3])
+    @pytest.mark.parametrize("of_group", [1, 20, 64, 65])
+    @pytest.mark.parametrize("output", ["float", "packed", "both"])
+    def test_groups_do_not_begin_at_words(self, level, activation_bits, groups, of_group, output):
+        for unit, channels_last, residual in (
+            (UNIT_3X3, False, "channels_last"), (UNIT_1X1, True, "contiguous"), (UNIT_3X3, True, None),
+        ):  # fmt: skip
+            for pack_sign_zero in (0, 1):
+                check_whole(
+                    level, activation_bits, unit, 8 * groups, of_group * groups, (6, 7), groups=groups, output=output,
+                    channels_last=channels_last, residual=residual, pack_sign_zero=pack_sign_zero, activation="prelu",
+                    vectors=("scale", "bias", "shift", "pack_shift"),
+                )  # fmt: skip
+
+    @pytest.mark.parametrize("activation", ACTIVATIONS)
+    @pytest.mark.parametrize("pack_sign_zero", [0, 1])
+    @pytest.mark.parametrize("residual", [None, "contiguous", "channels_last"])
+    def test_nan_in_the_result(self, level, activation_bits, activation, pack_sign_zero, residual):
+        for output in ("float", "packed", "both"):
+            for vectors in ((), ("shift", "pack_shift")):
+                check_whole(
+                    level, activation_bits, UNIT_3X3, 8, 66, (5, 7), activation=activation, residual=residual,
+                    nan=True, output=output, pack_sign_zero=pack_sign_zero, vectors=vectors,
+                )  # fmt: skip
+
+    def test_random_problems(self, level, activation_bits):
+        rng = random.Random(f"epilogue {level} {activation_bits}")
+        for seed in range(150):
+            unit, groups = rng.choice([UNIT_3X3, UNIT_1X1]), rng.choice([1, 1, 1, 2, 3])
+            packed = rng.choice([None, "zeros", "no zeros"]) if activation_bits == 1 else None
+            names = ("scale", "bias", "shift", "pack_shift")
+            check_whole(
+                level, activation_bits, unit, groups * unit[0] * rng.randint(1, 20), groups * rng.randint(1, 140),
+                (rng.randint(1, 20), rng.randint(1, 40)), codewords=rng.choice([1, 2, 8, 32, 64, 65, 256]),
+                batch=rng.randint(1, 3), groups=groups, packed=packed, output=rng.choice(["float", "packed", "both"]),
+                stride=(rng.randint(1, 3), rng.randint(1, 3)), padding=(rng.randint(2, 4), rng.randint(2, 4)),
+                dilation=(rng.randint(1, 2), rng.randint(1, 2)), threads=rng.randint(1, 2), seed=seed,
+                sign_zero=0 if packed else rng.randint(0, 1), pack_sign_zero=rng.randint(0, 1),
+                channels_last=rng.random() < 0.5, activation=rng.choice(ACTIVATIONS), nan=rng.random() < 0.1,
+                residual=rng.choice([None, "contiguous", "channels_last", "slice", "one channel"]),
+                vectors=[name for name in names if rng.random() < 0.5],
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("level", MACHINE_LEVELS)
+@pytest.mark.parametrize("packed", ["zeros", "no zeros"])
+class TestPackedInputs:
+    @pytest.mark.parametrize("in_channels", [1, 63, 64, 65, 130])
+    @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 3)])
+    def test_channels(self, level, packed, in_channels, stride):
+        for size in ((1, 1), (5, 13), (9, 16), (4, 65)):
+            for padding, dilation in (((1, 1), (1, 1)), ((2, 3), (2, 1)), ((4, 4), (4, 4))):
+                check_whole(
+                    level, 1, UNIT_3X3, in_channels, 66, size, packed=packed, stride=stride, padding=padding,
+                    dilation=dilation,
+                )  # fmt: skip
+
+    @pytest.mark.parametrize("in_channels", [8, 56, 64, 72, 136])
+    @pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
+    @pytest.mark.parametrize("padding", [(0, 0), (1, 2)])
+    def test_1x1(self, level, packed, in_channels, stride, padding):
+        for size in ((1, 1), (5, 13), (9, 16), (1, 130)):
+            check_whole(level, 1, UNIT_1X1, in_channels, 65, size, packed=packed, stride=stride, padding=padding)
+
+    @pytest.mark.parametrize("groups", [2, 5])
+    def test_groups(self, level, packed, groups):
+        for unit in (UNIT_3X3, UNIT_1X1):
+            for of_group in (8, 24, 64):
+                check_whole(level, 1, unit, groups * of_group, groups * 13, (6, 7), packed=packed, groups=groups)
+
+    def test_bits_behind_the_last_channel_do_not_count(self, level, packed):
+        """Nothing packs them, but words may come from elsewhere: nonzero bounds plus only where there is one."""
+        indices, codebook = random_weight(UNIT_3X3, 9, 5, 32)
+        x = integers(1, 5, 6, 7) if packed == "zeros" else signs(integers(1, 5, 6, 7), 1)
+        plus = words_of(x > 0) | (-1 << 5)
+        nonzero = words_of(x != 0) | (-1 << 5) if packed == "zeros" else None
+        options = DEFAULTS | {"output": "float", "channels_last": False, "pack_sign_zero": 0, "threads": 1}
+        expected = expected_conv(x, indices, codebook, activation_bits=1, padding=1)
+        for plan in plans(level, 1):
+            made = run_whole(
+                plus, indices, codebook, level, plan, (1, 9, 6, 7), activation_bits=1, x_nonzero=nonzero, **options
+            )
+            assert made is not None
+            assert_same(made[0], expected)
+
+
+@pytest.mark.parametrize("level", MACHINE_LEVELS)
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("packed", [None, "zeros"])
+def test_touches_nothing_outside_what_it_is_given(level, packed, layout, at_end):
+    """Everything that a call reads or writes against pages that cannot be."""
+
+    def guarded(values):
+        """The same values in guarded memory, in the same order there."""
+        words = values.dtype == torch.int64
+        dense = values.permute(0, 2, 3, 1) if layout == "channels_last" and values.dim() == 4 and not words else values
+        shape = dense.shape if not words else (*dense.shape[:-1], 2 * dense.shape[-1])
+        memory = GuardedFloats(*shape, at_end=at_end)
+        kept.append(memory)
+        inside = memory.tensor.view(torch.int64) if words else memory.tensor
+        inside.copy_(dense)
+        return inside.permute(0, 3, 1, 2) if dense is not values else inside
+
+    for unit, stride, out_channels, width in (
+        (UNIT_3X3, (1, 1), 1, 3), (UNIT_3X3, (1, 1), 65, 13), (UNIT_3X3, (2, 2), 18, 16), (UNIT_3X3, (1, 1), 64, 64),
+        (UNIT_1X1, (1, 1), 70, 9), (UNIT_1X1, (1, 2), 33, 17),
+    ):  # fmt: skip
+        kept: list[GuardedFloats] = []
+        padding = (unit[1] // 2, unit[2] // 2)
+        indices, codebook = random_weight(unit, out_channels, 72 // unit[0], 32)
+        weight = PackedWeight.from_indices(indices, codebook)
+        prepared = _native.prepare(weight.packed_indices, weight.packed_codebook, 72 // unit[0], 32, unit)
+        x = integers(1, 72, 3, width)
+        geometry = {"stride": stride, "padding": padding}
+        sums = expected_conv(x, indices, codebook, activation_bits=1, **geometry)
+        sizes = tuple(sums.shape)
+        residual = integers(*sizes, seed=1)
+        shift, pack_shift, slope = (integers(out_channels, seed=seed) for seed in (2, 3, 4))
+        expected = expected_whole(
+            x, indices, codebook, activation_bits=1, residual=residual, activation="prelu", slope=slope, shift=shift,
+            pack_shift=pack_shift, **geometry,
+        )  # fmt: skip
+        given = guarded(words_of(x > 0)) if packed else guarded(x)
+        x_nonzero = guarded(words_of(x != 0)) if packed else None
+        vectors = {"shift": guarded(shift), "pack_shift": guarded(pack_shift), "slope": guarded(slope)}
+        added = guarded(residual)
+        for plan in plans(level, 1):
+            for output in ("float", "packed", "both"):
+                y = guarded(torch.full(sizes, NAN)) if output != "packed" else None
+                words = torch.full((1, *sizes[2:], -(-out_channels // 64)), WORD_CANARY)
+                plus, nonzero = (None, None) if output == "float" else (guarded(words), guarded(words))
+                assert _native.conv2d(
+                    prepared, given, y, None, None, stride, padding, (1, 1), 1, 1, 0, level, residual=added,
+                    activation="prelu", x_nonzero=x_nonzero, plus=plus, nonzero=nonzero, sizes=sizes, plan=plan,
+                    **vectors,
+                )  # fmt: skip
+                assert_whole((y, plus, nonzero), expected, 0, plan)

@@ -40,10 +40,10 @@ void finish(const FinishTask& task) {
     for (int p = 0; p < task.pixels; ++p) {
       float v = static_cast<float>(sums[p / kPixels * task.sums_stride + p % kPixels]);
       if (task.scale) v *= task.scale[o];
-      if (task.bias) v += task.bias[o];
+      v += task.bias ? task.bias[o] : 0;
       if (task.residual) v += task.residual[o * task.residual_channel + p * task.residual_pixel];
       v = activate(v, task.activation, task.slope ? task.slope[o] : 0);
-      if (task.shift) v += task.shift[o];
+      v += task.shift ? task.shift[o] : 0;  // -0 becomes 0, at every level
       task.y[o * task.y_channel + p * task.y_pixel] = v;
     }
   }
