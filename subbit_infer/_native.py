@@ -58,7 +58,7 @@ class Prepared:
         several times as fast then (384 to 16 channels, 2 x 2: 109 us and 15).
         """
         assert self.decoded is not None
-        is_tiny = pixels <= _TINY_PIXELS
+        is_tiny = pixels <= TINY_PIXELS
         version = 0 if scale is None or scale.is_inference() else scale._version
         kept = self._dense.get(is_tiny)
         if kept is not None and kept[0] is scale and kept[1] == version and (scale is None or not scale.is_inference()):
@@ -70,7 +70,8 @@ class Prepared:
         return weight
 
 
-_TINY_PIXELS = 9
+TINY_PIXELS = 9
+"""Of an input image that is convolved with a channels_last weight where the plan is dense."""
 
 
 @dataclass

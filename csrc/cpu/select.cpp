@@ -101,6 +101,7 @@ const Costs& costs_of(const Kernel& kernel) {
 constexpr double kDenseCall = 3900;
 constexpr double kDenseMac = 0.02;
 constexpr double kDenseValue = 0.07;    // an input or output value
+constexpr double kDenseSign = 2;        // taking the sign of an input value first
 constexpr double kDenseWeight = 0.054;  // a weight: it is rearranged at every call
 
 double number(std::int64_t n) { return static_cast<double>(n); }
@@ -109,7 +110,8 @@ double dense_cost(const Problem& p) {
   const double channels = number(p.units * unit_channels(p.unit)), outputs = number(p.outputs);
   const double weights = channels * outputs * kernel_taps(p.unit);
   const double values = channels * number(p.input_pixels) + outputs * number(p.pixels);
-  const double group = weights * (kDenseMac * number(p.pixels) + kDenseWeight) + kDenseValue * values;
+  double group = weights * (kDenseMac * number(p.pixels) + kDenseWeight) + kDenseValue * values;
+  if (p.activations == Activations::kBinary) group += kDenseSign * channels * number(p.input_pixels);
   return kDenseCall + number(p.groups) * group;
 }
 
