@@ -79,6 +79,7 @@ def pack(
     threads: int,
     level: str | None = None,
 ) -> None: ...
+def same_bytes(a: int, b: int, count: int) -> bool: ...
 def candidates(
     binary: bool,
     unit: Unit,

@@ -33,8 +33,7 @@ class Repeat(NamedTuple):
     has_nonzero: bool
     vectors: Vectors
     pointers: tuple[int, ...]
-    dense: tuple[Any, ...] | None  # what F.conv2d is called with instead
-    scale_version: int  # of the scale that is in its weight
+    dense: tuple[Any, ...] | None  # what F.conv2d is called with instead, but for the weight
 
 
 def _pointers(vectors: Vectors) -> tuple[int, ...]:
@@ -103,9 +102,8 @@ def repeat(
     if torch.is_grad_enabled() and _needs_grad(x, residual, *vectors):
         return None
     if call.dense is not None:
-        if vectors[0] is not None and vectors[0]._version != call.scale_version:
-            return None
-        return F.conv2d(x, *call.dense), None, None
+        weight_of_call = prepared.dense_weight(vectors[0], x.shape[2] * x.shape[3])
+        return F.conv2d(x, weight_of_call, *call.dense), None, None
 
     y = plus = nonzero = None
     if call.strides is not None:
@@ -166,18 +164,17 @@ def remember(
         assert plus is not None
         sizes = x.shape[0], weight.out_channels, *plus.shape[1:3]
     conv = _native.planned(prepared, x, y, residual, plus is not None, sizes, *geometry)
-    scale, bias, *others = vectors
-    dense, version = None, 0
+    _, bias, *others = vectors
+    dense = None
     if conv.is_dense:
         stride, padding, dilation, groups, activation_bits, _, activation = geometry
         is_bare = activation == "none" and residual is None and not any(v is not None for v in others)
-        if plus is not None or not is_bare or activation_bits == 1 or (scale is not None and scale.is_inference()):
+        if plus is not None or not is_bare or activation_bits == 1:
             return
-        dense = prepared.dense_weight(scale, x.shape[2] * x.shape[3]), bias, stride, padding, dilation, groups
-        version = 0 if scale is None else scale._version
+        dense = bias, stride, padding, dilation, groups
     strides = None if y is None else y.stride()
     words = None if plus is None else tuple(plus.shape)
-    call = Repeat(conv, sizes, strides, words, nonzero is not None, vectors, _pointers(vectors), dense, version)
+    call = Repeat(conv, sizes, strides, words, nonzero is not None, vectors, _pointers(vectors), dense)
     if len(prepared.repeats) >= _MOST:
         prepared.repeats.clear()
     with contextlib.suppress(TypeError):  # an option that is a list

@@ -65,6 +65,23 @@ class TestBothPlans:
             y = conv(x, weight)
             assert torch.equal(y, expected_conv(x, indices, codebook, scale=weight.scale).float())
 
+    def test_inference_tensors_change_in_place(self, ran):
+        indices, codebook = random_weight(UNIT_3X3, 9, 6, 16)
+        x = integers(1, 6, 7, 8)
+        with torch.inference_mode():  # such tensors do not count their changes
+            weight = PackedWeight.from_indices(indices.clone(), codebook, integers(9, seed=1))
+            for step in range(4):
+                y = conv(x, weight)
+                assert torch.equal(y, expected_conv(x, indices, codebook, scale=weight.scale).float())
+                if step == 2:
+                    weight.scale.add_(1)
+        assert ran[0] == 3
+        other = PackedWeight.from_indices(indices.flip(0), codebook)
+        with torch.inference_mode():
+            weight.packed_indices.copy_(other.packed_indices)
+            y = conv(x, weight)
+        assert torch.equal(y, expected_conv(x, indices.flip(0), codebook, scale=weight.scale).float())
+
     def test_another_bias_of_the_same_address(self, ran):
         weight, indices, codebook = make(scale=False)
         x = integers(1, 6, 7, 8)

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -145,6 +146,11 @@ void pack_signs(std::uintptr_t x, const Quad& shape, const Quad& strides, std::u
        pointer<std::uint64_t>(nonzero), used);
 }
 
+bool same_bytes(std::uintptr_t a, std::uintptr_t b, std::size_t count) {
+  const py::gil_scoped_release release;
+  return std::memcmp(pointer<const void>(a), pointer<const void>(b), count) == 0;
+}
+
 // Any machine can ask what any other would do, so the level is only looked up, not checked against this one.
 std::vector<py::dict> list_candidates(bool binary, Unit unit, int codewords, std::int64_t units, std::int64_t outputs,
                                       std::int64_t groups, std::int64_t spread, std::int64_t pixels,
@@ -220,6 +226,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("shift"), py::arg("pack_shift"));
   m.def("pack", &pack_signs, py::arg("x"), py::arg("shape"), py::arg("strides"), py::arg("shift"), py::arg("sign_zero"),
         py::arg("plus"), py::arg("nonzero"), py::arg("threads"), py::arg("level") = py::none());
+  m.def("same_bytes", &same_bytes, py::arg("a"), py::arg("b"), py::arg("count"));
   m.def("candidates", &list_candidates, py::arg("binary"), py::arg("unit"), py::arg("codewords"), py::arg("units"),
         py::arg("outputs"), py::arg("groups"), py::arg("spread"), py::arg("pixels"), py::arg("input_pixels"),
         py::arg("level"), py::arg("packed_input") = false);
