@@ -78,7 +78,8 @@ Out = Annotated[Path, typer.Option(help="Where JSON and figures go.")]
 
 def part_name(name: str, threads: int, isa: str) -> str:
     """The part's file: what, and how it differs from one thread at the machine's own level."""
-    return name + (f"-{isa}" if isa != "native" else "") + (f"-{threads}threads" if threads > 1 else "")
+    of_threads = f"-{threads}threads" if threads > 1 and name != "threads" else ""
+    return name + (f"-{isa}" if isa != "native" else "") + of_threads
 
 
 def measure(
