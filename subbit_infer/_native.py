@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from subbit_infer._cache import PerTensor
@@ -67,6 +68,14 @@ class Prepared:
             weight = weight.contiguous(memory_format=torch.channels_last) if is_tiny else weight
         self._dense[is_tiny] = _Dense(scale, weight)
         return weight
+
+    def convolve_densely(self, x: Tensor, scale: Tensor | None, bias: Tensor | None, *geometry: Any) -> Tensor:
+        """``F.conv2d`` with the dense weight, in float32 whatever surrounds the call."""
+        weight = self.dense_weight(scale, x.shape[2] * x.shape[3])
+        if not torch.is_autocast_enabled("cpu"):
+            return F.conv2d(x, weight, bias, *geometry)
+        with torch.autocast("cpu", enabled=False):
+            return F.conv2d(x, weight, bias, *geometry)
 
 
 class _Dense:

@@ -11,7 +11,6 @@ import operator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from subbit_infer import _dispatch, _native
@@ -33,7 +32,7 @@ class Repeat(NamedTuple):
     has_nonzero: bool
     vectors: Vectors
     pointers: tuple[int, ...]
-    dense: tuple[Any, ...] | None  # what F.conv2d is called with instead, but for the weight
+    dense: tuple[Any, ...] | None  # scale, bias and geometry of the dense convolution that runs instead
 
 
 def _pointers(vectors: Vectors) -> tuple[int, ...]:
@@ -102,8 +101,7 @@ def repeat(
     if torch.is_grad_enabled() and _needs_grad(x, residual, *vectors):
         return None
     if call.dense is not None:
-        weight_of_call = prepared.dense_weight(vectors[0], x.shape[2] * x.shape[3])
-        return F.conv2d(x, weight_of_call, *call.dense), None, None
+        return prepared.convolve_densely(x, *call.dense), None, None
 
     y = plus = nonzero = None
     if call.strides is not None:
@@ -164,14 +162,14 @@ def remember(
         assert plus is not None
         sizes = x.shape[0], weight.out_channels, *plus.shape[1:3]
     conv = _native.planned(prepared, x, y, residual, plus is not None, sizes, *geometry)
-    _, bias, *others = vectors
+    scale, bias, *others = vectors
     dense = None
     if conv.is_dense:
         stride, padding, dilation, groups, activation_bits, _, activation = geometry
         is_bare = activation == "none" and residual is None and not any(v is not None for v in others)
         if plus is not None or not is_bare or activation_bits == 1:
             return
-        dense = bias, stride, padding, dilation, groups
+        dense = scale, bias, stride, padding, dilation, groups
     strides = None if y is None else y.stride()
     words = None if plus is None else tuple(plus.shape)
     call = Repeat(conv, sizes, strides, words, nonzero is not None, vectors, _pointers(vectors), dense)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
@@ -110,14 +109,12 @@ def _densely(call: Call, weight: _native.Prepared, sizes: _Sizes) -> _Outputs:
         weight.decoded = _decode(call.packed_indices, call.packed_codebook, call.units, call.codewords, call.unit)
     x = call.float_x()
     geometry = _pair(call.stride), _pair(call.padding), _pair(call.dilation), call.groups
-    with torch.autocast("cpu", enabled=False):
-        if call.activation_bits == 1:  # sums of signs are exact, and so is what follows them
-            x = x if call.is_packed else reference.binarize(x, call.sign_zero)
-            y = call.epilogue.apply(F.conv2d(x, weight.dense_weight(None, x.shape[2] * x.shape[3]), None, *geometry))
-        else:
-            dense = weight.dense_weight(_float_vector(call.scale), x.shape[2] * x.shape[3])
-            sums = F.conv2d(x, dense, _float_vector(call.bias), *geometry)
-            y = Epilogue(None, None, call.residual, call.activation, call.slope, call.shift).apply(sums)
+    if call.activation_bits == 1:  # sums of signs are exact, and so is what follows them
+        x = x if call.is_packed else reference.binarize(x, call.sign_zero)
+        y = call.epilogue.apply(weight.convolve_densely(x, None, None, *geometry))
+    else:
+        sums = weight.convolve_densely(x, _float_vector(call.scale), _float_vector(call.bias), *geometry)
+        y = Epilogue(None, None, call.residual, call.activation, call.slope, call.shift).apply(sums)
     plus, nonzero = pack_signs(y, call.pack_shift, call.pack_sign_zero) if call.packed_output else (None, None)
     if not call.float_output:
         return None, plus, nonzero

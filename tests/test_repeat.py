@@ -65,6 +65,16 @@ class TestBothPlans:
             y = conv(x, weight)
             assert torch.equal(y, expected_conv(x, indices, codebook, scale=weight.scale).float())
 
+    def test_autocast_does_not_reach_inside(self, ran):
+        weight, indices, codebook = make()
+        x = integers(1, 6, 7, 8)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            for _ in range(2):
+                y = conv(x, weight)
+                assert y.dtype == torch.float32
+                assert torch.equal(y, expected_conv(x, indices, codebook, scale=weight.scale).float())
+        assert ran[0] == 1
+
     def test_inference_tensors_change_in_place(self, ran):
         indices, codebook = random_weight(UNIT_3X3, 9, 6, 16)
         x = integers(1, 6, 7, 8)
