@@ -8,13 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import subbit_infer
 from layers import Problem
 from results import A1, A1_PACKED, A32
-from subbit_infer import _native, conv, models
+from subbit_infer import _native, conv, models, pack
 from timing import Contender
-
-NO_PACKED = "packed activations: subbit_infer has no PackedActivations"
 
 
 def a32(problem: Problem) -> Contender:
@@ -31,14 +28,8 @@ def a1(problem: Problem) -> Contender:
     )
 
 
-def can_pack() -> bool:
-    """Whether this version passes packed signs from layer to layer."""
-    return hasattr(subbit_infer, "PackedActivations")
-
-
 def a1_packed(problem: Problem) -> Contender:
     """Binary activations, packed signs in and out: one bit each, as 1-bit engines have them, so 0 counts as +1."""
-    pack = subbit_infer.pack  # type: ignore[attr-defined, unused-ignore]  # not in every version: see can_pack
     x, weight = pack(problem.x, sign_zero=1), problem.weight
     options: dict[str, Any] = {"stride": problem.layer.stride, "padding": problem.layer.padding, "activation_bits": 1}
     options |= {"output": "packed", "pack_sign_zero": 1}
@@ -51,8 +42,8 @@ def a1_packed(problem: Problem) -> Contender:
 
 
 def all_of(problem: Problem) -> list[Contender]:
-    """Each of the above that this version has."""
-    return [a32(problem), a1(problem)] + ([a1_packed(problem)] if can_pack() else [])
+    """Each of the above."""
+    return [a32(problem), a1(problem), a1_packed(problem)]
 
 
 def a32_network(dense: nn.Module, images: Tensor) -> Contender:

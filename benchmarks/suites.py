@@ -97,8 +97,6 @@ class Run:
 
     def layer(self, group: str, problem: Problem) -> None:
         """One layer by ours and by everybody else."""
-        if not ours.can_pack():
-            self.note(f"{ours.NO_PACKED}; not measured")
         contenders = [*ours.all_of(problem), *peers.of_layer(problem), *peers.one_bit_of_layer(problem)]
         label = f"{problem.layer.name} tau {problem.tau}" if group == "tau" else problem.layer.name
         self.compare(group, label, facts(problem), contenders)

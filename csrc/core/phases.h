@@ -24,6 +24,11 @@ struct Phases {
   std::int64_t shift_of_tap[kMaxTaps] = {};
 };
 
+// Neighbouring input positions that `outputs` neighbouring outputs read, gaps between taps included.
+constexpr std::int64_t positions_read(std::int64_t outputs, int taps, std::int64_t stride, std::int64_t dilation) {
+  return (outputs - 1) * stride + (taps - 1) * dilation + 1;
+}
+
 inline Phases phases(int taps, std::int64_t stride, std::int64_t dilation) {
   Phases p;
   for (int t = 0; t < taps; ++t) {

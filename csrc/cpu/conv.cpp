@@ -1,7 +1,6 @@
 #include "cpu/conv.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "core/checked.h"
 #include "cpu/aligned.h"

@@ -262,6 +262,10 @@ struct Kernel {
   BitsSteps bits;
   void (*finish)(const FinishTask&);
   void (*pack)(const PackTask&);
+
+  // Rows layout: of a staged value or response, and of a sum.
+  constexpr std::int64_t element_bytes() const { return activations == Activations::kBinary ? 1 : 4; }
+  constexpr std::int64_t sum_bytes() const { return activations == Activations::kBinary ? 2 : 4; }
 };
 
 }  // namespace subbit

@@ -41,7 +41,7 @@ class Writer {
       : unit_(unit),
         op_(kernel.activations == Activations::kBinary ? kBytes : kFloats),
         row_bytes_(static_cast<std::int32_t>(row_bytes)),
-        tile_bytes_(kernel.pixels * (kernel.activations == Activations::kBinary ? 1 : 4)) {}
+        tile_bytes_(static_cast<int>(kernel.pixels * kernel.element_bytes())) {}
 
   std::vector<std::uint8_t> write(const std::vector<Codeword>& codewords) {
     out_.push(kFirstMask);

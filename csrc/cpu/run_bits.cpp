@@ -61,9 +61,9 @@ class BitsRun : Run {
   std::int64_t stage(std::uint64_t* used) const {
     const std::int64_t first_row = strip_.first_row * params_.stride_h - params_.pad_h;
     const std::int64_t first_column = strip_.first_column * params_.stride_w - params_.pad_w;
-    const std::int64_t taps = kernel_size(params_.unit);
-    const std::int64_t rows = (strip_.rows - 1) * params_.stride_h + (taps - 1) * params_.dilation_h + 1;
-    const std::int64_t columns = (strip_.columns - 1) * params_.stride_w + (taps - 1) * params_.dilation_w + 1;
+    const int taps = kernel_size(params_.unit);
+    const std::int64_t rows = positions_read(strip_.rows, taps, params_.stride_h, params_.dilation_h);
+    const std::int64_t columns = positions_read(strip_.columns, taps, params_.stride_w, params_.dilation_w);
     std::memset(used, 0, static_cast<std::size_t>(rows * row_words()) * sizeof(*used));
 
     const auto inside = [](std::int64_t first, std::int64_t count, std::int64_t size) {

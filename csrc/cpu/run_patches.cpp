@@ -104,11 +104,11 @@ class PatchesRun : Run {
 
   // Inputs whose channels lie next to each other are packed first: the image's rows that the strip reads.
   PackedImage pack_input() const {
-    const std::int64_t taps = kernel_size(params_.unit);
     const std::int64_t first = strip_.first_row * params_.stride_h - params_.pad_h;
-    const std::int64_t last = first + (strip_.rows - 1) * params_.stride_h + (taps - 1) * params_.dilation_h;
+    const std::int64_t read =
+        positions_read(strip_.rows, kernel_size(params_.unit), params_.stride_h, params_.dilation_h);
     const std::int64_t begin = std::clamp<std::int64_t>(first, 0, params_.height);
-    const std::int64_t end = std::clamp<std::int64_t>(last + 1, begin, params_.height);
+    const std::int64_t end = std::clamp<std::int64_t>(first + read, begin, params_.height);
     auto* plus = scratch<std::uint64_t>(strips_.packed_at);
     std::uint64_t* nonzero = plus + (end - begin) * params_.width * words();
     const Words to{plus, nonzero, words(), nullptr, params_.sign_zero};

@@ -12,8 +12,7 @@ class RowsRun : Run {
   using Run::Run;
 
   void operator()() const {
-    const std::int64_t sum_bytes = kernel_.activations == Activations::kBinary ? 2 : 4;
-    const std::int64_t tile_sums = strips_.outputs * kernel_.pixels * sum_bytes;
+    const std::int64_t tile_sums = strips_.outputs * kernel_.pixels * kernel_.sum_bytes();
     const std::int64_t tiles = ceil_div(strip_.end - strip_.begin, kernel_.pixels);
     std::byte* sums = scratch_ + strips_.sums_at;
     std::byte* planes = scratch_ + strips_.planes_at;
@@ -30,7 +29,7 @@ class RowsRun : Run {
         for (int i = 0; i < strips_.planes.planes; ++i) {
           StageTask& task = staging.task[i];
           task.x = input(first + u) + staging.image_offset[i];
-          task.plane = planes + (u * strips_.unit_stride + i * strips_.plane_stride) * element_bytes();
+          task.plane = planes + (u * strips_.unit_stride + i * strips_.plane_stride) * kernel_.element_bytes();
           task.binarize = plan_.plan.binarize;
           kernel_.rows.stage(task);
         }
@@ -67,7 +66,8 @@ class RowsRun : Run {
       std::int64_t pixel = strip_.first_row * params_.out_width + column;
       if (pixel < strip_.begin) pixel += params_.out_width;
       for (; pixel < strip_.end; pixel += params_.out_width) {
-        std::memset(mask + (pixel - strip_.begin) * element_bytes(), 0, static_cast<std::size_t>(element_bytes()));
+        std::memset(mask + (pixel - strip_.begin) * kernel_.element_bytes(), 0,
+                    static_cast<std::size_t>(kernel_.element_bytes()));
       }
     };
     if (strips_.planes.tap_shift[0] < 0) clear(masks, 0);
@@ -80,8 +80,8 @@ class RowsRun : Run {
     task.terms = plan_.rows->terms.data();
     task.codewords = plan_.problem.codewords;
     task.unit = params_.unit;
-    task.channel_bytes = strips_.plane_stride * element_bytes();
-    task.unit_bytes = strips_.unit_stride * element_bytes();
+    task.channel_bytes = strips_.plane_stride * kernel_.element_bytes();
+    task.unit_bytes = strips_.unit_stride * kernel_.element_bytes();
     task.row_bytes = strips_.row_bytes;
     task.rows = scratch_ + strips_.responses_at;
     task.scratch = scratch_ + strips_.work_at;
@@ -97,17 +97,15 @@ class RowsRun : Run {
              planes.element_of_tap(row, column, strip_.columns) + place(pixel);
     };
     if (params_.unit == Unit::k8x1x1) {
-      task.channels = base + place(pixel) * element_bytes();
+      task.channels = base + place(pixel) * kernel_.element_bytes();
       return;
     }
-    for (int row = 0; row < 3; ++row) task.row[row] = base + element(row, 1) * element_bytes();
-    task.first_tap = (element(0, 0) - element(0, 1)) * element_bytes();
-    task.last_tap = (element(0, 2) - element(0, 1)) * element_bytes();
-    task.first_mask = scratch_ + strips_.masks_at + (pixel - strip_.begin) * element_bytes();
+    for (int row = 0; row < 3; ++row) task.row[row] = base + element(row, 1) * kernel_.element_bytes();
+    task.first_tap = (element(0, 0) - element(0, 1)) * kernel_.element_bytes();
+    task.last_tap = (element(0, 2) - element(0, 1)) * kernel_.element_bytes();
+    task.first_mask = scratch_ + strips_.masks_at + (pixel - strip_.begin) * kernel_.element_bytes();
     task.last_mask = static_cast<const std::byte*>(task.first_mask) + strips_.mask_bytes;
   }
-
-  std::int64_t element_bytes() const { return kernel_.activations == Activations::kBinary ? 1 : sizeof(float); }
 };
 
 }  // namespace

@@ -56,9 +56,9 @@ constexpr std::int64_t kMaxSpreadOfBits = 4;
 
 int units_per_block(const Kernel& kernel, const Problem& problem) {
   if (kernel.layout != Layout::kRows) return static_cast<int>(problem.units);
-  const bool is_binary = kernel.activations == Activations::kBinary;
-  const int row_bytes = kernel.pixels * (is_binary ? 1 : 4);
-  return std::clamp(kBlockBytes / (problem.codewords * row_bytes), 1, is_binary ? kBinaryUnitsPerBlock : 32);
+  const std::int64_t row_bytes = kernel.pixels * kernel.element_bytes();
+  const std::int64_t most = kernel.activations == Activations::kBinary ? kBinaryUnitsPerBlock : 32;
+  return static_cast<int>(std::clamp<std::int64_t>(kBlockBytes / (problem.codewords * row_bytes), 1, most));
 }
 
 // What a kernel's steps cost, in nanoseconds: least squares of some 200 problems on one core of an AMD Zen 4 at 3.7 GHz

@@ -34,7 +34,7 @@ class Layouter {
 std::int64_t pixels_of_strip(const Kernel& kernel, const Problem& problem, std::int64_t outputs) {
   switch (kernel.layout) {
     case Layout::kRows:
-      return std::min(kStripBytes / (outputs * (kernel.activations == Activations::kBinary ? 2 : 4)), kMostStripPixels);
+      return std::min(kStripBytes / (outputs * kernel.sum_bytes()), kMostStripPixels);
     case Layout::kPatches:  // two bits for each channel
       return std::min(4 * kStripBytes / (problem.units * unit_channels(problem.unit)), kMostPatchPixels);
     case Layout::kBits: {  // two words for each 64 channels and input pixel, twice
@@ -49,7 +49,7 @@ std::int64_t pixels_of_strip(const Kernel& kernel, const Problem& problem, std::
 
 StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem& problem) {
   const Kernel& kernel = *plan.kernel;
-  const bool is_binary = kernel.activations == Activations::kBinary;
+  const int taps = kernel_size(params.unit);
 
   StripPlan s{};
   s.planes = plan_planes(params);
@@ -77,13 +77,13 @@ StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem&
 
   Layouter scratch;
   if (kernel.layout == Layout::kRows) {
-    const std::int64_t element = is_binary ? 1 : sizeof(float), sum = is_binary ? 2 : sizeof(float);
+    const std::int64_t element = kernel.element_bytes();
     const std::int64_t block = std::min<std::int64_t>(plan.units_per_block, problem.units);
     s.plane_stride = odd_lines(plane_elements * element + kPlaneSlack) / element;
     s.unit_stride = s.plane_stride * s.planes.planes;
     s.row_bytes = block * kernel.pixels * element;
     s.mask_bytes = round_up(pixels * element, kLine);
-    s.sums_at = scratch.take(checked_product({pixels, s.outputs, sum}, "scratch memory"));
+    s.sums_at = scratch.take(checked_product({pixels, s.outputs, kernel.sum_bytes()}, "scratch memory"));
     scratch.take(kPlaneSlack);
     s.planes_at = scratch.take(checked_product({block, s.unit_stride, element}, "scratch memory"));
     s.responses_at = scratch.take(s.row_bytes * problem.codewords);
@@ -98,17 +98,15 @@ StripPlan plan_strips(const ConvParams& params, const Plan& plan, const Problem&
     s.work_at = scratch.take(kChunk * std::int64_t{sizeof(float)});
     s.packs_input = !params.x_is_packed && params.x_c == 1 && params.x_w > 1 && params.x_h == params.width * params.x_w;
     if (s.packs_input) {
-      const int taps = kernel_size(params.unit);
-      const std::int64_t read = (rows - 1) * params.stride_h + (taps - 1) * params.dilation_h + 1;
+      const std::int64_t read = positions_read(rows, taps, params.stride_h, params.dilation_h);
       const std::int64_t words = ceil_div(params.in_channels / params.groups, kWordChannels);
       s.packed_at =
           scratch.take(checked_product({std::min(read, params.height), params.width, words, 16}, "packed input"));
     }
   } else {
-    const int taps = kernel_size(params.unit);
-    s.region_rows = (rows - 1) * params.stride_h + (taps - 1) * params.dilation_h + 1;
+    s.region_rows = positions_read(rows, taps, params.stride_h, params.dilation_h);
     const std::int64_t region = rows == 1 ? std::min(pixels, params.out_width) : params.out_width;
-    s.region_columns = (region - 1) * params.stride_w + (taps - 1) * params.dilation_w + 1;
+    s.region_columns = positions_read(region, taps, params.stride_w, params.dilation_w);
     const std::int64_t words = ceil_div(problem.units * unit_channels(params.unit), 64);
     s.sums_at = scratch.take(checked_product({kFinishPixels, s.outputs, 2}, "scratch memory"));
     s.planes_at = scratch.take(checked_product({s.region_rows, s.region_columns, words, 16}, "scratch memory"));

@@ -28,7 +28,7 @@ RowTerms terms_of(Codeword codeword, Unit unit, int pixels) {
 RowsForm make_rows_form(const DecodedWeight& weight, const Plan& plan, std::int64_t groups) {
   RowsForm form;
   for (const Codeword k : weight.codebook) form.terms.push_back(terms_of(k, weight.unit, plan.kernel->pixels));
-  const int row_bytes = plan.kernel->pixels * (plan.kernel->activations == Activations::kBinary ? 1 : 4);
+  const std::int64_t row_bytes = plan.kernel->pixels * plan.kernel->element_bytes();
   const std::int64_t block = std::min<std::int64_t>(plan.units_per_block, weight.units);
   form.respond = RespondCode::make(weight.unit, weight.codebook, *plan.kernel, block * row_bytes);
   const std::int64_t outputs = weight.out_channels / groups;
