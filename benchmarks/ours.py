@@ -115,8 +115,6 @@ def _raw(
 
 def _dense(problem: Problem, is_binary: bool) -> Callable[[], Tensor]:
     x, dense, stride, padding = problem.x, problem.dense, problem.layer.stride, problem.layer.padding
-    if x.shape[2] * x.shape[3] <= _native.TINY_PIXELS:  # as the package does
-        dense = dense.contiguous(memory_format=torch.channels_last)
     if is_binary:
         return lambda: F.conv2d(x.sign(), dense, None, stride, padding)
     return lambda: F.conv2d(x, dense, None, stride, padding)

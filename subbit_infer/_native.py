@@ -49,29 +49,27 @@ class Prepared:
         self.channels = channels  # of a group
         self.convs: dict[tuple[object, ...], _C.Conv] = {}
         self.decoded: Tensor | None = None  # where a convolution runs densely
-        self._dense: dict[bool, _Dense] = {}
+        self._dense: _Dense | None = None
         self.repeats: dict[object, Any] = {}  # calls made before (_repeat.py)
 
-    def dense_weight(self, scale: Tensor | None, pixels: int) -> Tensor:
-        """The decoded weight (there must be one) times scale, for inputs of so many pixels.
-
-        It is kept, and made again when the scale changes. For tiny images it is channels_last, which torch convolves
-        several times as fast then (384 to 16 channels, 2 x 2: 109 us and 15).
-        """
+    def _dense_weight(self, scale: Tensor | None) -> Tensor:
+        """The decoded weight (there must be one) times scale; kept, and made again when the scale changes."""
         assert self.decoded is not None
-        is_tiny = pixels <= TINY_PIXELS
-        kept = self._dense.get(is_tiny)
+        if scale is None:
+            return self.decoded
+        kept = self._dense
         if kept is not None and kept.scale is scale and kept.is_current():
             return kept.weight
         with torch.no_grad():
-            weight = self.decoded if scale is None else self.decoded * scale[:, None, None, None]
-            weight = weight.contiguous(memory_format=torch.channels_last) if is_tiny else weight
-        self._dense[is_tiny] = _Dense(scale, weight)
+            weight = self.decoded * scale[:, None, None, None]
+        self._dense = _Dense(scale, weight)
         return weight
 
     def convolve_densely(self, x: Tensor, scale: Tensor | None, bias: Tensor | None, *geometry: Any) -> Tensor:
-        """``F.conv2d`` with the dense weight, in float32 whatever surrounds the call."""
-        weight = self.dense_weight(scale, x.shape[2] * x.shape[3])
+        """``F.conv2d`` with the dense weight, in float32 whatever surrounds the call, of an x in one of two orders."""
+        weight = self._dense_weight(scale)
+        if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+            x = x.contiguous()
         if not torch.is_autocast_enabled("cpu"):
             return F.conv2d(x, weight, bias, *geometry)
         with torch.autocast("cpu", enabled=False):
@@ -81,23 +79,17 @@ class Prepared:
 class _Dense:
     """A decoded weight times a scale, and what the scale was."""
 
-    def __init__(self, scale: Tensor | None, weight: Tensor) -> None:
+    def __init__(self, scale: Tensor, weight: Tensor) -> None:
         self.scale = scale
         self.weight = weight
-        self._version = 0 if scale is None else _version(scale)
-        self._copy = scale.clone() if scale is not None and scale.is_inference() else None  # changes are not counted
+        self._version = _version(scale)
+        self._copy = scale.clone() if scale.is_inference() else None  # changes are not counted
 
     def is_current(self) -> bool:
         """Whether the scale is what it was."""
-        if self.scale is None:
-            return True
         if self._copy is not None:
             return _is_same(self.scale, self._copy)
         return self._version == _version(self.scale)
-
-
-TINY_PIXELS = 9
-"""Of an input image that is convolved with a channels_last weight where the plan is dense."""
 
 
 @dataclass
