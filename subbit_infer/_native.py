@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from subbit_infer._cache import PerTensor
 from subbit_infer.activations import word_count
 from subbit_infer.epilogue import ACTIVATIONS
+from subbit_infer.reference import dense_conv2d
 
 # torch comes first: the compiled module takes its OpenMP functions from the runtime that torch has loaded.
 try:
@@ -66,14 +66,12 @@ class Prepared:
         return weight
 
     def convolve_densely(self, x: Tensor, scale: Tensor | None, bias: Tensor | None, *geometry: Any) -> Tensor:
-        """``F.conv2d`` with the dense weight, in float32 whatever surrounds the call, of an x in one of two orders."""
+        """The convolution with the dense weight, in float32 whatever surrounds the call."""
         weight = self._dense_weight(scale)
-        if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
-            x = x.contiguous()
         if not torch.is_autocast_enabled("cpu"):
-            return F.conv2d(x, weight, bias, *geometry)
+            return dense_conv2d(x, weight, bias, *geometry)
         with torch.autocast("cpu", enabled=False):
-            return F.conv2d(x, weight, bias, *geometry)
+            return dense_conv2d(x, weight, bias, *geometry)
 
 
 class _Dense:

@@ -1,6 +1,6 @@
 """The oracle: sub-bit convolution in plain torch, twice. It never touches the compiled kernels.
 
-:func:`conv2d` decodes the weight and calls ``F.conv2d``; it also serves what no kernel is compiled for.
+:func:`conv2d` decodes the weight and convolves it densely; it also serves what no kernel is compiled for.
 :func:`conv2d_shared` is the paper's computation sharing (section 4.4, Figure 6) written down as it reads. On
 integer-valued inputs the two agree exactly.
 """
@@ -18,6 +18,27 @@ from subbit_infer.epilogue import Epilogue
 def binarize(x: Tensor, sign_zero: int = 0) -> Tensor:
     """The sign of x: -1, 0 or +1. With ``sign_zero=1`` zeros count as +1. NaN has sign 0, as in ``torch.sign``."""
     return torch.where(x == 0, torch.ones_like(x), x.sign()) if sign_zero else x.sign()
+
+
+def dense_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """``F.conv2d`` that pads by itself where outputs may lie in the padding as a whole.
+
+    There oneDNN 3.14 and earlier read far outside a channels_last input and crash (uxlfoundation/oneDNN#5942,
+    pytorch/pytorch#195394).
+    """
+    taps, size = weight.shape[2:], x.shape[2:]
+    if any(padding[i] > dilation[i] * (taps[i] - 1) or dilation[i] > size[i] for i in (0, 1)):
+        x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+        padding = (0, 0)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d(
@@ -63,7 +84,7 @@ def conv2d(
     x = binarize(x, sign_zero) if activation_bits == 1 else x
     weight = codebooks.decode(indices, codebook).to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):  # the sums are float32 whatever surrounds the call
-        sums = F.conv2d(x, weight, None, stride, padding, dilation, groups)
+        sums = dense_conv2d(x, weight, None, stride, padding, dilation, groups)
         return Epilogue(scale, bias, residual, activation, slope, shift).apply(sums)
 
 
@@ -92,7 +113,7 @@ def conv2d_shared(
     x = binarize(x, sign_zero) if activation_bits == 1 else x
     codewords, g = codebook.shape[:2]
     out_channels, units = indices.shape
-    responses = F.conv2d(  # (N, all units * K, H_out, W_out): a unit is a group of its own
+    responses = dense_conv2d(  # (N, all units * K, H_out, W_out): a unit is a group of its own
         x, codebook.to(x.dtype).repeat(groups * units, 1, 1, 1), None, stride, padding, dilation, x.shape[1] // g
     )
     responses = responses.unflatten(1, (groups * units, codewords))

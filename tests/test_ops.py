@@ -68,6 +68,25 @@ def test_any_problem_equals_conv2d(problem, seed):
     assert torch.equal(y, expected.float())
 
 
+@pytest.mark.parametrize("plan", ["dense", "sharing"])
+@pytest.mark.parametrize("unit", [UNIT_1X1, UNIT_3X3, (4, 1, 1)])
+def test_outputs_that_lie_in_the_padding(monkeypatch, plan, unit):
+    """F.conv2d itself crashes on these (reference.dense_conv2d)."""
+    monkeypatch.setenv("SUBBIT_PLAN", plan)
+    for size, stride, dilation, padding in [
+        ((13, 1), (3, 3), (2, 2), (4, 4)),
+        ((4, 1), (1, 2), (2, 3), (3, 3)),
+        ((1, 1), (1, 1), (1, 1), (3, 2)),
+        ((2, 1), (1, 1), (3, 3), (5, 4)),
+    ]:
+        indices, codebook = random_weight(unit, 22, 8, 16)
+        x = integers(2, 16 * unit[0], *size).contiguous(memory_format=torch.channels_last)
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": 2, "bias": integers(22, seed=1)}
+        expected = expected_conv(x, indices, codebook, **options)
+        for _ in range(100):  # it does not crash every time
+            assert torch.equal(conv(x.clone(), indices, codebook, **options), expected.float())
+
+
 class TestHabitsOfConv2d:
     @pytest.mark.parametrize("padding", ["same", "valid", 1, (1, 2), [2, 1]])
     @pytest.mark.parametrize("unit", [UNIT_3X3, (1, 2, 4)])
