@@ -81,7 +81,13 @@ def test_outputs_that_lie_in_the_padding(monkeypatch, plan, unit):
     ]:
         indices, codebook = random_weight(unit, 22, 8, 16)
         x = integers(2, 16 * unit[0], *size).contiguous(memory_format=torch.channels_last)
-        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": 2, "bias": integers(22, seed=1)}
+        options = {
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "groups": 2,
+            "bias": integers(22, seed=1),
+        }
         expected = expected_conv(x, indices, codebook, **options)
         for _ in range(100):  # it does not crash every time
             assert torch.equal(conv(x.clone(), indices, codebook, **options), expected.float())
