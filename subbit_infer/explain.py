@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 
 from subbit_infer import _native, cost
+from subbit_infer._text import aligned, plain
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
 
 _SHARING = ("rows", "patches")
@@ -96,7 +97,7 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, lists, strings and numbers, for JSON; predicted times are those of candidates."""
-        return cast("dict[str, Any]", _plain(asdict(self)))
+        return cast("dict[str, Any]", plain(asdict(self)))
 
     def __repr__(self) -> str:
         return f"<Explanation of {self.model}: {_calls(len(self.layers))}; print it for the table>"
@@ -105,7 +106,7 @@ class Explanation:
         wanted = f", SUBBIT_PLAN={self.wanted_plan}" if self.wanted_plan else ""
         lines = [f"{self.model}: {_calls(len(self.layers))}, level {self.level}{wanted}"]
         headings = ("layer", "input", "output", "unit", "tau", "act", "kernel", "predicted us", "saved MACs", "why")
-        lines += _aligned([headings, *map(_row, self.layers)], right={"tau", "act"})
+        lines += aligned([headings, *map(_row, self.layers)], right={"tau", "act"})
         if self.not_called:
             lines.append(f"Never called with this input: {', '.join(self.not_called)}.")
         return "\n".join([*lines, *self._total()])
@@ -324,20 +325,3 @@ def _row(layer: LayerPlan) -> tuple[str, ...]:
         f"{layer.macs_saved / 1e6:.1f}M of {layer.macs / 1e6:.1f}M",
         layer.reason,
     )
-
-
-def _aligned(rows: Sequence[tuple[str, ...]], right: set[str]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    to_the_right = [heading in right for heading in rows[0]]
-    lines = []
-    for row in rows:
-        cells = zip(row, widths, to_the_right, strict=True)
-        lines.append("  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in cells).rstrip())
-    return lines
-
-
-def _plain(value: object) -> object:
-    """Tuples as lists, so that what JSON gives back is equal."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

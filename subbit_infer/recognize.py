@@ -1,0 +1,78 @@
+"""Whether a dense weight is sub-bit, and as what it is packed then."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from subbit_infer import codebook as codebooks
+from subbit_infer.weight import PackedWeight
+
+TOLERANCE = 1e-5
+"""How far, relative to alpha, a magnitude may be from it: training code computes sign(w) as (sign(w) - w) + w."""
+
+UNITS = (codebooks.UNIT_3X3, codebooks.UNIT_1X1)
+"""The units that kernels are compiled for (paper, Table 5)."""
+
+
+class NotSubbitError(ValueError):
+    """A weight that no sub-bit layer can hold; the message says why, in a few words."""
+
+
+def recognize(weight: Tensor, bias: Tensor | None = None, *, tolerance: float = TOLERANCE) -> PackedWeight:
+    """Packs a dense weight if it is sub-bit: in every output channel +-alpha, of at most 256 distinct units in all.
+
+    Args:
+        weight: (C_out, C_in / groups, kh, kw), or (C_out, C_in) of a linear layer.
+        bias: (C_out,) floats, or None.
+        tolerance: how far a magnitude may be from its channel's alpha, relative to it.
+
+    Returns:
+        The packed weight of the units 1x3x3 or 8x1x1. Its scale is alpha: the channel's magnitude where that is one
+        number, else the mean magnitude.
+
+    Raises:
+        NotSubbitError: it is not; why is the message.
+
+    Source: paper, section 3 (a weight is alpha times a codeword of the layer's set).
+    """
+    if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise NotSubbitError(f"weights are {str(weight.dtype).removeprefix('torch.')}")
+    weight = weight.detach().to(torch.float32)
+    weight = weight[:, :, None, None] if weight.dim() == 2 else weight
+    if weight.dim() != 4 or weight.numel() == 0:
+        raise NotSubbitError(f"the weight has shape {tuple(weight.shape)}")
+    _check_unit(weight)
+    scale = _scale(weight, tolerance)
+    try:
+        return PackedWeight.from_dense(weight.sign() * scale[:, None, None, None], bias=bias)
+    except ValueError as error:
+        if "distinct units" not in str(error):
+            raise
+        raise NotSubbitError(f"more than {codebooks.MAX_CODEWORDS} distinct units") from error
+
+
+def _check_unit(weight: Tensor) -> None:
+    channels, *kernel = weight.shape[1:]
+    if kernel == [1, 1] and channels % codebooks.UNIT_1X1[0] != 0:
+        raise NotSubbitError(f"{channels} input channels do not divide into units of 8")
+    if kernel not in ([1, 1], [3, 3]):
+        raise NotSubbitError(f"no kernels for {kernel[0]}x{kernel[1]} units")
+
+
+def _scale(weight: Tensor, tolerance: float) -> Tensor:
+    """(C_out,): alpha of each channel."""
+    magnitudes = weight.abs().flatten(1)
+    least, most = magnitudes.aminmax(dim=1)
+    if not bool(magnitudes.isfinite().all()):
+        raise NotSubbitError("weights are not finite")
+    if bool((least == 0).any()):
+        raise NotSubbitError(f"weights of 0 (channel {int((least == 0).nonzero()[0])})")
+    spread = (most - least) / most
+    if bool((spread > 2 * tolerance).any()):
+        channel = int(spread.argmax())
+        low, high = float(least[channel]), float(most[channel])
+        raise NotSubbitError(f"magnitudes from {low:.3g} to {high:.3g} in one channel ({channel})")
+    # A mean of equal numbers may round to another number.
+    mean = magnitudes.double().mean(dim=1).float()
+    return torch.where(least == most, least, mean)
