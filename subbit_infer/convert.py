@@ -55,51 +55,50 @@ def convert(
 
     Source: paper, section 4.4 (computation sharing).
     """
-    is_program = isinstance(model, ExportedProgram)
-    if not is_program and not isinstance(model, torch.nn.Module):
+    if not isinstance(model, torch.nn.Module | ExportedProgram):
         raise TypeError(f"model must be a torch.nn.Module or an ExportedProgram, got {type(model).__name__}")
-    if in_place and (is_program or fold):
-        what = "an ExportedProgram" if is_program else "a model to be folded"
+    is_module = isinstance(model, torch.nn.Module)
+    if in_place and (fold or not is_module):
+        what = "a model to be folded" if is_module else "an ExportedProgram"
         raise TypeError(f"in_place must be False for {what}: it comes back as another one")
-    if example_input is None and ((fold and not is_program) or (verify and not _has_example(model))):
-        raise ValueError(f"example_input must be given to {'fold' if fold and not is_program else 'verify'}, got None")
     arguments = _arguments(model, example_input)
-    expected = _run(model, arguments) if verify else None
-    if is_program:
+    if arguments is None and (verify or (fold and is_module)):
+        raise ValueError(f"example_input must be given to {'verify' if verify else 'fold'}, got None")
+    expected = _run(model, arguments) if verify and arguments is not None else []
+    if isinstance(model, ExportedProgram):
         converted = graph.rewrite_program(model, folds=fold)
     else:
         converted = swap(model, example_input, in_place=in_place)
-        if fold:
-            converted = graph.rewrite(graph.capture(converted.model, arguments))
-    if verify:
+        if fold and arguments is not None:
+            converted = graph.rewrite(graph.capture(converted.model, arguments[0]))
+    if verify and arguments is not None:
         _compare(expected, _run(converted.model, arguments), tolerance)
     return converted
 
 
-def _has_example(model: Any) -> bool:
-    return isinstance(model, ExportedProgram) and model.example_inputs is not None
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def _arguments(model: Any, example_input: Any) -> Any:
+def _arguments(model: torch.nn.Module | ExportedProgram, example_input: Any) -> Arguments | None:
+    """Those of a call; a program may have kept some."""
     if example_input is not None:
-        return example_input if isinstance(example_input, tuple) else (example_input,)
-    return model.example_inputs[0] if _has_example(model) else None
+        return (example_input if isinstance(example_input, tuple) else (example_input,)), {}
+    return model.example_inputs if isinstance(model, ExportedProgram) else None
 
 
-def _run(model: Any, arguments: tuple[Any, ...]) -> list[Tensor]:
+def _run(model: torch.nn.Module | ExportedProgram, arguments: Arguments) -> list[Tensor]:
     """Every tensor of the output."""
-    module = model.module() if isinstance(model, ExportedProgram) else model
+    args, kwargs = torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, arguments)  # a model may change its input
     with torch.no_grad():
         if isinstance(model, ExportedProgram):
-            output = module(*arguments)
+            output = model.module()(*args, **kwargs)
         else:
-            with cost.evaluating(module):
-                output = module(*arguments)
+            with cost.evaluating(model), torch.random.fork_rng(devices=[]):
+                output = model(*args, **kwargs)
     return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _compare(expected: list[Tensor] | None, given: list[Tensor], tolerance: float) -> None:
-    assert expected is not None
+def _compare(expected: list[Tensor], given: list[Tensor], tolerance: float) -> None:
     if len(expected) != len(given):
         raise VerificationError(f"the model must give {len(expected)} tensors, gives {len(given)} when converted")
     for number, (old, new) in enumerate(zip(expected, given, strict=True)):
@@ -114,14 +113,11 @@ def _compare(expected: list[Tensor] | None, given: list[Tensor], tolerance: floa
 
 
 def _difference(old: Tensor, new: Tensor) -> float:
-    """The greatest, relative to the largest magnitude; NaN and infinity must be where they were."""
+    """The greatest, relative to the largest magnitude; infinite where NaN or infinity are elsewhere than they were."""
     old, new = old.double(), new.double()
     finite = old.isfinite()
-    if not torch.equal(
-        torch.where(finite, 0.0, old).nan_to_num(3.0), torch.where(new.isfinite(), 0.0, new).nan_to_num(3.0)
-    ):
+    if not torch.equal(old[~finite].nan_to_num(), new[~finite].nan_to_num()) or not bool(new[finite].isfinite().all()):
         return float("inf")
     if not bool(finite.any()):
         return 0.0
-    largest = float(old[finite].abs().max())
-    return float((new[finite] - old[finite]).abs().max()) / (largest or 1.0)
+    return float((new - old)[finite].abs().max()) / (float(old[finite].abs().max()) or 1.0)
