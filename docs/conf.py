@@ -1,0 +1,27 @@
+"""Settings of the documentation site; `make docs` builds it into out/docs."""
+
+import subbit_infer
+
+project = "subbit_infer"
+author = "the subbit_infer authors"
+copyright = f"2026, {author}"  # noqa: A001
+release = version = subbit_infer.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3  # so that pages may link to each other's headings
+
+autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the signature would repeat what the docstring says of each argument
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_custom_sections = [("Source", "notes")]
+
+html_theme = "furo"
+html_title = "subbit_infer"
+html_show_sphinx = False
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+copybutton_prompt_text = "$ "
