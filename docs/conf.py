@@ -8,16 +8,15 @@ copyright = f"2026, {author}"  # noqa: A001
 release = version = subbit_infer.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3  # so that pages may link to each other's headings
 
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature would repeat what the docstring says of each argument
-napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-napoleon_custom_sections = [("Source", "notes")]
+
+smartquotes = False  # "none" and the like are values
 
 html_theme = "furo"
 html_title = "subbit_infer"
