@@ -16,7 +16,7 @@ autodoc_typehints = "none"  # the signature would repeat what the docstring says
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
-smartquotes = False  # "none" and the like are values
+smartquotes_action = "D"  # dashes alone: "none" and the like are values
 
 html_theme = "furo"
 html_title = "subbit_infer"
