@@ -264,8 +264,13 @@ def hamming_kmeans(weight: Tensor, tau: int, unit: Unit | None = None, *, seed: 
     generator = torch.Generator().manual_seed(seed)
     starts = [counts.argsort(descending=True, stable=True)]
     starts += [torch.randperm(2**taps, generator=generator) for _ in range(_RANDOM_STARTS)]
-    results = [_exchange(costs, start[: 2**tau]) for start in starts]
-    best = min(results, key=lambda chosen: float(costs[:, chosen].amin(1).sum()))
+    best, least = starts[0], math.inf
+    for start in starts:
+        chosen = _exchange(costs, start[: 2**tau])
+        if (cost := float(costs[:, chosen].amin(1).sum())) < least:
+            best, least = chosen, cost
+        if least == 0:
+            break
     return _codewords(best.sort().values.to(weight.device), unit)
 
 

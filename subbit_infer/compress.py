@@ -50,7 +50,8 @@ def compress(
     """Makes the weights of a 1-bit or float network sub-bit, without training.
 
     In each layer, every unit becomes the nearest codeword of a codebook made for the layer. A weight that is +-alpha in
-    every output channel keeps its alpha; another one gets the least-squares scale of the new signs, ``mean(w * s)``.
+    every output channel keeps its alpha; another one gets the least-squares scale of the new signs, ``mean(w * s)``,
+    at float16's precision.
     The layers stay dense: ``subbit_infer.convert`` replaces them by fast ones. A layer that computes its weight from
     ``weight`` in its own ``forward`` does so with the new one.
 
@@ -76,7 +77,8 @@ def compress(
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of range, a name matches no layer, or ``max_bits`` is below what tau = 1 takes.
+        ValueError: An argument is out of range, a name matches no layer, ``max_bits`` is below what tau = 1 takes, or
+            the model cannot be copied.
 
     Source: paper, section 3 (nearest codewords) and supplement, section E (codebooks without training).
     """
@@ -85,7 +87,7 @@ def compress(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
     _check_goal(tau, max_bits, max_error)
-    compressed = copy.deepcopy(model)
+    compressed = _copy(model)
     with torch.no_grad():
         found = {
             name: module for name, module in compressed.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)
@@ -171,7 +173,7 @@ class _Weight:
             scale = (self.dense.double() * signs).mean(dim=(1, 2, 3)).float()
             least = max(_LEAST_SCALE * float(self.dense.abs().mean()), torch.finfo(self.dtype).tiny)
             unfit = int((scale < least).sum())
-            scale = scale.clamp(min=least)
+            scale = _rounded(scale.clamp(min=least))
         scale = scale.to(self.dtype).float()
         return scale[:, None, None, None] * signs, unfit
 
@@ -190,6 +192,23 @@ class _Weight:
     def relative_error(self, tau: int) -> float:
         """``|new - old| / |old|``, where a changed sign counts twice its magnitude; to compare any layers by."""
         return 2 * self.error(tau) ** 0.5 if self.alpha is not None else self.error(tau)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:  # the old weight_norm leaves a tensor of its last gradient's graph behind
+        raise ValueError(f"model must be one that copy.deepcopy copies: {str(error).splitlines()[0]}") from error
+
+
+def _rounded(scale: Tensor) -> Tensor:
+    """To 11 significant bits, as float16 has them: then float32 adds up to 2^13 of +-scale exactly, in any order.
+
+    So a network of binary activations gives the same bits dense and sub-bit. Otherwise an activation within rounding of
+    0 would have another sign in one of them, and what follows would jump.
+    """
+    mantissa, exponent = torch.frexp(scale)
+    return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
 
 
 def _check_goal(tau: int | Mapping[str, int] | None, max_bits: float | None, max_error: float | None) -> None:
@@ -319,6 +338,9 @@ def _replace(name: str, module: nn.Conv2d | nn.Linear, weight: _Weight, tau: int
     approximation, unfit = weight.approximate(tau)
     error = weight.error_of(approximation)  # before its memory, which may be the layer's, is written to
     if parametrize.is_parametrized(module, "weight"):
+        # It deletes the class's property. The class was made for the module but is the given model's too.
+        own = type(module)
+        module.__class__ = type(own.__name__, own.__bases__, dict(vars(own)))
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     shape = tuple(module.weight.shape)
     module.weight.copy_(approximation.reshape(shape))
