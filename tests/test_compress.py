@@ -24,10 +24,10 @@ def network(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1),  # 0
+            nn.Conv2d(3, 16, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(16, 24, 3, padding=1),  # 2
-            nn.Conv2d(24, 24, 3, padding=1, groups=24),  # 4, before the swap below: depthwise
+            nn.Conv2d(16, 24, 3, padding=1),
+            nn.Conv2d(24, 24, 3, padding=1, groups=24),
             nn.Conv2d(24, 32, 1),
             nn.Conv2d(32, 16, 3, padding=1, groups=2),
             nn.Conv2d(16, 12, 5),
@@ -319,6 +319,7 @@ def test_the_report_says_to_check_the_accuracy() -> None:
     assert "Indices take 0.4" in str(report)
     assert "error" in str(report).splitlines()[0]
     assert all(layer.activation_bits is None for layer in report.layers)
+    assert "None" not in str(report)
 
 
 def test_a_seed_repeats_and_leaves_the_global_generator_alone() -> None:
