@@ -236,8 +236,9 @@ def hamming_kmeans(weight: Tensor, tau: int, unit: Unit | None = None, *, seed: 
 
     Each unit goes to the codeword from which the fewest of its signs differ. The codebook for which these differences
     add up to least is searched for by exchange: of all pairs of a codeword in it and one outside, the pair that saves
-    most is exchanged, until none saves anything. The search begins once with the most frequent units and then with
-    random ones; the best result counts, so it never changes more signs than the most frequent units do.
+    most is exchanged, until none saves anything; that need not be the least of all. The search begins once with the
+    most frequent units and then with random ones; the best result counts, so it never changes more signs than the most
+    frequent units do.
 
     Args:
         weight: real (C_out, C_in, kh, kw); its sign counts, with +1 for 0.

@@ -60,7 +60,7 @@ def compress(
         tau: Bits of an index, 1 to 8, for all layers; or a dict from names or fnmatch patterns to it, of which the
             first that matches a layer counts; or None with ``max_bits`` or ``max_error``.
         method: How codebooks are made: "frequent" (the most frequent units, :func:`codebook.most_frequent`), "kmeans"
-            (the fewest changed signs, :func:`codebook.hamming_kmeans`), "vanilla" (random, :func:`codebook.vanilla`) or
+            (few changed signs, :func:`codebook.hamming_kmeans`), "vanilla" (random, :func:`codebook.vanilla`) or
             "equal_intervals" (:func:`codebook.equal_intervals`).
         layers: Names or fnmatch patterns of the ``Conv2d`` and ``Linear`` layers to compress, or a function of name and
             module. By default every convolution but the first one, those of at most 4 input channels and depthwise
