@@ -5,8 +5,9 @@ a 1x1 convolution, is one of the few codewords of its layer's codebook, named by
 every codeword's response once and gathers the responses through the indices.
 """
 
-from subbit_infer import codebook, cost, nn, reference
+from subbit_infer import checkpoint, codebook, cost, nn, reference
 from subbit_infer.activations import PackedActivations
+from subbit_infer.compress import compress
 from subbit_infer.explain import Explanation, explain
 from subbit_infer.ops import conv, linear, pack
 from subbit_infer.weight import PackedWeight, load_weights, save_weights
@@ -17,7 +18,9 @@ __all__ = [
     "Explanation",
     "PackedActivations",
     "PackedWeight",
+    "checkpoint",
     "codebook",
+    "compress",
     "conv",
     "cost",
     "explain",
