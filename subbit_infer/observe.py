@@ -13,9 +13,24 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from subbit_infer import cost
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
 from subbit_infer.recognize import NotSubbitError, recognize
 from subbit_infer.signs import Signs
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, and random numbers as if nothing had been drawn."""
+    devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
+    with cost.evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        yield
+
+
+def run(model: nn.Module, example_input: Any) -> None:
+    """Runs the model on a copy of its input, which it may change."""
+    given = example_input if isinstance(example_input, tuple) else (example_input,)
+    model(*(x.detach().clone() if isinstance(x, Tensor) else x for x in given))
 
 
 @dataclass
@@ -168,7 +183,7 @@ class _Operators(TorchDispatchMode):
     """Sees convolutions and matrix products that were reached otherwise."""
 
     def __init__(self, observer: Observer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._observer = observer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:

@@ -17,8 +17,8 @@ _SUMS = frozenset({"add", "sub", "rsub"})
 _CONSTANTS = frozenset({"full", "full_like", "new_full", "ones", "ones_like", "new_ones", "scalar_tensor", "fill"} | {
     "zeros", "zeros_like", "new_zeros", "zero"})  # fmt: skip
 # Operators that choose among elements, beside the views and what torch tags as pointwise.
-_CHOICES = frozenset({"_to_copy", "_unsafe_view", "cat", "clone", "constant_pad_nd", "copy", "index", "index_put", "max_pool2d",
-    "max_pool2d_with_indices", "stack"})  # fmt: skip
+_CHOICES = frozenset({"_to_copy", "_unsafe_view", "cat", "clone", "constant_pad_nd", "copy", "index", "index_put"} | {
+    "max_pool2d", "max_pool2d_with_indices", "stack"})  # fmt: skip
 
 
 class _Kind(Enum):
@@ -34,7 +34,7 @@ class Signs(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._kinds = WeakTensorKeyDictionary()
 
     def __contains__(self, tensor: Tensor) -> bool:
