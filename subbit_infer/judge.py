@@ -224,7 +224,7 @@ def check_padding(module: nn.Module) -> None:
 def _input(frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The one tensor that a module was called with."""
     if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-        raise Kept("it is called with more than one tensor")
+        raise Kept("it is called with other arguments than one tensor")
     x = args[0]
     if not x.is_floating_point():
         raise Kept(f"its input is {str(x.dtype).removeprefix('torch.')}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -57,12 +58,10 @@ def swap(model: nn.Module, example_input: Any = None, *, in_place: bool = False)
         if in_place and verdict.module is watched:
             verdict.keep("it is the model itself, which cannot be changed in place")
     if example_input is not None:
-        _keep_what_is_read(watched, paths, example_input, verdicts)
-    target = model if in_place else _copy(model)
-    converted = _with_layers(target, _layers(verdicts, paths))
-    return Converted(
-        converted, Report(tuple(e.report for e in verdicts), () if example_input is not None else (_NOT_RUN,))
-    )
+        _keep_what_is_used(watched, paths, example_input, verdicts)
+    layers = _layers(verdicts, paths)
+    report = Report(tuple(verdict.report for verdict in verdicts), () if example_input is not None else (_NOT_RUN,))
+    return Converted(_with_layers(model if in_place else _copy(model), layers), report)
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -72,30 +71,44 @@ def _copy(model: nn.Module) -> nn.Module:
         raise ValueError(f"model must be a module that copy.deepcopy can copy: {error}") from error
 
 
-def _keep_what_is_read(
+def _keep_what_is_used(
     model: nn.Module, paths: Mapping[nn.Module, str], example_input: Any, verdicts: list[Verdict]
 ) -> None:
-    """Runs the model with its new layers, and takes back those of which code reads what only the old module has."""
-    owners: dict[Any, Verdict] = {verdict.layer: verdict for verdict in verdicts if verdict.layer is not None}
+    """Runs the model with its new layers, and takes back those whose old module code needs, or still calls."""
+    owners: dict[nn.Module, Verdict] = {verdict.layer: verdict for verdict in verdicts if verdict.layer is not None}
     trial = _with_layers(model, _layers(verdicts, paths))
     while owners:
+        called: set[nn.Module] = set()
         try:
-            with quiet(trial):
+            with quiet(trial), _calls(owners, called):
                 run(trial, example_input)
-            return
+            found = [(layer, "code outside of it holds the old module") for layer in owners if layer not in called]
         except Exception as error:
-            layer = getattr(error, "obj", None)  # of an AttributeError
-            verdict = owners.pop(layer, None) if isinstance(layer, nn.Module) else None
-            if verdict is None:
+            layer = getattr(error, "obj", None)  # whose attribute an AttributeError misses
+            if not isinstance(layer, nn.Module) or layer not in owners:
                 raise ValueError(f"model does not run with its new layers: {error}") from error
+            found = [(layer, f"code outside of it reads its {getattr(error, 'name', None)}")]
+        if not found:
+            return
+        for layer, why in found:
+            verdict = owners.pop(layer)
             assert verdict.module is not None
             trial = _with_layers(trial, {paths[verdict.module]: verdict.module})
-            verdict.keep(f"code outside of it reads its {getattr(error, 'name', None)}")
+            verdict.keep(why)
+
+
+@contextmanager
+def _calls(layers: Iterable[nn.Module], called: set[nn.Module]) -> Iterator[None]:
+    """Collects which layers are called."""
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(lambda layer, args: called.add(layer)).remove)
+        yield
 
 
 def _layers(verdicts: list[Verdict], paths: Mapping[nn.Module, str]) -> dict[str, nn.Module]:
     """The new layers by the path of what they replace."""
-    return {paths[e.module]: e.layer for e in verdicts if e.module is not None and e.layer is not None}
+    return {paths[v.module]: v.layer for v in verdicts if v.module is not None and v.layer is not None}
 
 
 def _with_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:

@@ -459,7 +459,7 @@ def in_place_input():
         (lambda: nn.Conv2d(8, 12, 3), (integers(1, 8, 5, 5),), "magnitudes from"),
         (lambda: conv(padding=1, padding_mode="circular"), (integers(1, 8, 5, 5),), "its padding_mode is 'circular'"),
         (lambda: conv().double(), (integers(1, 8, 5, 5).double(),), "weights are float64"),
-        (binary, (integers(1, 8, 5, 5), torch.tensor(2.0)), "more than one tensor"),
+        (binary, (integers(1, 8, 5, 5), torch.tensor(2.0)), "other arguments than one tensor"),
         (fragile, (integers(1, 8, 5, 5).abs(),), "does not take the random input .* no negative numbers"),
         (in_place_input, (integers(1, 8, 5, 5),), "it changes its input in place"),
         (conv, (torch.zeros(0, 8, 5, 5),), "its input is empty"),
@@ -508,6 +508,25 @@ def test_a_layer_whose_weight_other_code_reads_stays():
     assert isinstance(converted.second, SubbitConv2d)
     assert [(entry.name, entry.why) for entry in report.skipped] == [("first", "code outside of it reads its weight")]
     agrees(model, converted, x)
+
+
+def test_a_layer_that_other_code_holds_stays():
+    """As what torch.compile wraps does."""
+
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = conv(8), conv(8)
+            self.parts = [self.first]
+
+        def forward(self, x):
+            return self.second(self.parts[0](x))
+
+    report = swap(Holds(), integers(1, 8, 7, 7)).report
+    assert [(entry.name, entry.why) for entry in report.skipped] == [
+        ("first", "code outside of it holds the old module")
+    ]
+    assert [entry.name for entry in report.converted] == ["second"]
 
 
 def test_subbit_layers_are_left_alone():
