@@ -8,6 +8,7 @@ every codeword's response once and gathers the responses through the indices.
 from subbit_infer import checkpoint, codebook, cost, nn, reference
 from subbit_infer.activations import PackedActivations
 from subbit_infer.compress import compress
+from subbit_infer.convert import VerificationError, convert
 from subbit_infer.explain import Explanation, explain
 from subbit_infer.ops import conv, linear, pack
 from subbit_infer.weight import PackedWeight, load_weights, save_weights
@@ -18,10 +19,12 @@ __all__ = [
     "Explanation",
     "PackedActivations",
     "PackedWeight",
+    "VerificationError",
     "checkpoint",
     "codebook",
     "compress",
     "conv",
+    "convert",
     "cost",
     "explain",
     "linear",
