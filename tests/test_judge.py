@@ -400,3 +400,26 @@ def test_activations_are_binary_only_where_every_call_has_signs(signs_last):
     converted, report = swap(model, x)
     assert only_layer(report).activation_bits == converted.conv.activation_bits == 32
     agrees(model, converted, x)
+
+
+def test_a_weight_that_depends_on_the_input_stays():
+    class Dynamic(nn.Conv2d):
+        def forward(self, x):
+            return F.conv2d(x, self.weight * torch.where(x.amin() < 0, -1, 1))
+
+    module = Dynamic(8, 12, 3)
+    module.weight.data = subbit(12, 8)
+    assert "its output differs by" in why(module, integers(1, 8, 9, 9).abs())
+
+
+def test_signs_that_are_off_by_rounding():
+    class Detached(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x.sign().detach() - x.detach() + x)
+
+    module = Detached(8, 12, 3)
+    module.weight.data = subbit(12, 8)
+    x = torch.randn(2, 8, 5, 5, generator=torch.Generator().manual_seed(0)) * 100
+    converted, _ = swap(module, x)
+    assert converted.activation_bits == 1
+    agrees(module, converted, x, exactly=False)
