@@ -264,12 +264,10 @@ def _modes(kind: str, seen: Tensor, given: Tensor) -> dict[str, int]:
     if seen.shape == given.shape and seen.dtype == given.dtype:
         if torch.equal(seen, given):
             return {"activation_bits": 32, "sign_zero": 0}
-        # (sign(x) - t) + t rounds as its largest term does.
-        limit = max(SIGN_TOLERANCE, 2 * _eps(seen) * float(given.abs().amax()))
         for sign_zero in (0, 1):
-            if bool(((seen - reference.binarize(given, sign_zero)).abs() <= limit).all()):
+            if bool(((seen - reference.binarize(given, sign_zero)).abs() <= SIGN_TOLERANCE).all()):
                 return {"activation_bits": 1, "sign_zero": sign_zero}
-        if bool(((seen - torch.where(given > 0, 1.0, -1.0)).abs() <= limit).all()):
+        if bool(((seen - torch.where(given > 0, 1.0, -1.0)).abs() <= SIGN_TOLERANCE).all()):
             raise Kept("it takes -1 for the sign of 0")
     raise Kept(f"its {kind} sees neither the module's input nor the sign of it")
 
