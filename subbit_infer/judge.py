@@ -92,9 +92,12 @@ class Judge:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"example_input must be an input of {type(self._model).__name__}: {error}") from error
         verdicts = list(self._verdicts.values())
-        called = {module for module, _ in self._verdicts}
+        listed = {module for module, _ in self._verdicts}
+        for verdict in verdicts:
+            if verdict.module is not None and verdict.layer is not None:
+                listed.update(verdict.module.modules())  # which hold its weight and go with it
         for module, path in self._paths.items():
-            if isinstance(module, nn.Conv2d | nn.Linear) and module not in called:
+            if isinstance(module, nn.Conv2d | nn.Linear) and module not in listed:
                 verdicts.append(kept(module, path, "it is not called with this input"))
         return verdicts
 

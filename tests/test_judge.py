@@ -424,3 +424,19 @@ def test_signs_that_are_off_by_rounding():
     converted, _ = swap(module, x)
     assert converted.activation_bits == 1
     agrees(module, converted, x, exactly=False)
+
+
+def test_a_module_that_only_holds_the_weight_goes_with_the_one_around_it():
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = conv()
+
+        def forward(self, x):
+            return F.conv2d(x.sign(), self.inner.weight, padding=1)
+
+    model = nn.Sequential(Around())
+    converted, report = swap(model, integers(1, 8, 5, 5))
+    assert only_layer(report).name == "0"
+    assert isinstance(converted[0], SubbitConv2d)
+    agrees(model, converted, integers(1, 8, 5, 5))
