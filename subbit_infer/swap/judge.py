@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from subbit_infer import reference
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
-from subbit_infer.observe import Call, Frame, Observer, quiet, run, version
 from subbit_infer.recognize import TOLERANCE as SIGN_TOLERANCE
 from subbit_infer.recognize import NotSubbitError, recognize
 from subbit_infer.report import LayerReport
+from subbit_infer.swap.observe import Call, Frame, Observer, quiet, run, version
 from subbit_infer.weight import PackedWeight
 
 TOLERANCE = 1e-4

@@ -8,7 +8,7 @@ from helpers import integers
 from torch import nn
 
 from subbit_infer.nn import SubbitConv2d
-from subbit_infer.observe import Frame, Observer, quiet, run
+from subbit_infer.swap.observe import Frame, Observer, quiet, run
 
 X = integers(2, 8, 5, 5)
 VECTORS = integers(3, 16)
