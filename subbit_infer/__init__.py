@@ -8,6 +8,7 @@ every codeword's response once and gathers the responses through the indices.
 from subbit_infer import codebook, cost, nn, reference
 from subbit_infer.activations import PackedActivations
 from subbit_infer.explain import Explanation, explain
+from subbit_infer.files import load, save
 from subbit_infer.ops import conv, linear, pack
 from subbit_infer.weight import PackedWeight, load_weights, save_weights
 
@@ -22,9 +23,11 @@ __all__ = [
     "cost",
     "explain",
     "linear",
+    "load",
     "load_weights",
     "nn",
     "pack",
     "reference",
+    "save",
     "save_weights",
 ]
