@@ -85,7 +85,7 @@ def imported_modules(path: Path) -> set[str]:
 ORDER = [
     "_atomic", "codebook", "cost", "weight", "epilogue", "activations", "reference", "_cache", "_dispatch", "_native",
     "_call", "operators", "_repeat", "ops", "nn", "_text", "explain", "recognize", "report", "models", "files",
-    "compress", "swap", "graph", "convert", "checkpoint", "onnx", "cli",
+    "compress", "swap", "graph", "convert", "checkpoint", "onnx", "cli", "__main__",
 ]  # fmt: skip
 
 
@@ -93,6 +93,7 @@ ORDER = [
 PACKAGE_ORDERS = {
     "models": ["body", "fusion", "resnet", "vgg", "reactnet"],
     "files": ["header", "model", "info"],
+    "cli": ["screen", "exported", "sources", "outputs", "convert", "bench", "explain", "info", "env", "app"],
 }
 
 

@@ -1,0 +1,77 @@
+"""What a command writes: a converted model, in the carrier that the suffix names."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from subbit_infer import files
+from subbit_infer._atomic import replacing
+from subbit_infer.cli.screen import UsageError, working
+
+CARRIERS = (".safetensors", ".pt2", ".onnx")
+
+Out = Annotated[
+    Path,
+    typer.Option("-o", "--output", metavar="OUT", help="A .safetensors, .pt2 or .onnx file; replaced if it is there."),
+]
+
+
+def check_out(out: Path, source: str, carriers: Sequence[str] = CARRIERS) -> None:
+    """Checks, before any work, that a file of this kind can be written there.
+
+    Raises:
+        UsageError: it has another suffix, or is the source itself.
+        FileNotFoundError: there is no such directory.
+    """
+    if out.suffix.lower() not in carriers:
+        raise UsageError(f"-o must be a {' or '.join(carriers)} file for {source}, got {out}")
+    if out.exists() and Path(source).exists() and os.path.samefile(out, source):
+        raise UsageError(f"-o must be another file than the model, got {out} for both")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"no such directory: {out.parent}")
+    if out.suffix.lower() == ".onnx":
+        importlib.import_module("subbit_infer.onnx")  # so that what is missing is said now
+
+
+def write_module(module: nn.Module, example: tuple[Tensor, ...] | None, out: Path) -> None:
+    """Writes a module with sub-bit layers.
+
+    Raises:
+        UsageError: an exported program or ONNX file needs an input to trace it with, and there is none.
+        ValueError: torch.export cannot trace it.
+    """
+    carrier = out.suffix.lower()
+    if carrier == ".safetensors":
+        files.save(module, out)
+        return
+    if example is None:
+        raise UsageError(f"{out} needs --input, to trace the model with")
+    if carrier == ".pt2":
+        with working("Exporting"):
+            try:
+                with torch.no_grad():
+                    program = torch.export.export(module, example)
+            except Exception as error:  # whatever the user's code does under torch.export
+                first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                raise ValueError(f"torch.export cannot trace {type(module).__name__}: {first}") from error
+        write_program(program, out)
+        return
+    from subbit_infer import onnx
+
+    with working("Exporting"), replacing(out) as temporary:
+        onnx.export(module, example, temporary)
+
+
+def write_program(program: ExportedProgram, out: Path) -> None:
+    """Writes an exported program."""
+    with working("Writing"), replacing(out) as temporary:
+        torch.export.save(program, temporary)
