@@ -93,7 +93,7 @@ ORDER = [
 PACKAGE_ORDERS = {
     "models": ["body", "fusion", "resnet", "vgg", "reactnet"],
     "files": ["header", "model", "info"],
-    "cli": ["screen", "exported", "sources", "outputs", "convert", "bench", "explain", "info", "env", "app"],
+    "cli": ["screen", "exported", "sources", "outputs", "convert", "info", "bench", "explain", "env", "app"],
 }
 
 

@@ -46,9 +46,11 @@ def convert(
     """
     suffix = suffix_of(source)
     carriers = {".onnx": (".onnx",), ".pt2": (".pt2",)}.get(suffix, CARRIERS)
+    if suffix == ".safetensors":
+        raise UsageError(f"{source} is converted already; subbit export writes it as .pt2 or .onnx")
     if not is_code(source):
         check_file(source, (".onnx", ".pt2", ".pt", ".pth"))
-    check_out(output, source, carriers)
+    check_out(output, source, carriers, traces=suffix not in (".onnx", ".pt2") and not inputs)
     if suffix == ".onnx":
         report = _convert_onnx(Path(source), output, inputs, fold, verify)
     elif suffix in (".pt", ".pth"):
@@ -72,7 +74,7 @@ def compress(
     """Make the weights of a network sub-bit, without training, convert it and write it; check its accuracy then."""
     if not is_code(source):
         raise UsageError(f"MODEL must be package.module:callable or the name of a network, got {source!r}")
-    check_out(output, source)
+    check_out(output, source, traces=not inputs)
     from subbit_infer.compress import METHODS
     from subbit_infer.compress import compress as make_subbit
 
@@ -93,10 +95,8 @@ def compress(
 
 def export(source: Source, output: Out, model: Model = None, inputs: Inputs = None, json: Json = False) -> None:
     """Write a converted model (.safetensors with --model, or code) as an exported program (.pt2) or ONNX file."""
-    check_out(output, source, (".pt2", ".onnx"))
+    check_out(output, source, (".pt2", ".onnx"), traces=not inputs)
     example = example_inputs(inputs)
-    if example is None:
-        raise UsageError(f"{output} needs --input, to trace the model with")
     module = read_module(source, model)
     if not has_subbit_layers(module):
         raise ValueError(f"{source} has no sub-bit layer; subbit convert writes models whose weights are sub-bit")

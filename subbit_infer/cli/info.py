@@ -91,7 +91,8 @@ def _counts(calls: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(calls.items())) or "none"
 
 
-def _onnx(path: Path) -> tuple[dict[str, Any], str]:
+def onnx_info(path: Path) -> tuple[dict[str, Any], str]:
+    """What an ONNX file holds, as data and as text."""
     try:
         import onnx
     except ImportError as error:
@@ -137,7 +138,7 @@ def _checkpoint(path: Path) -> tuple[dict[str, Any], str]:
 _READERS: dict[str, Callable[[Path], tuple[dict[str, Any], str]]] = {
     ".safetensors": _safetensors,
     ".pt2": _exported,
-    ".onnx": _onnx,
+    ".onnx": onnx_info,
     ".pt": _checkpoint,
     ".pth": _checkpoint,
 }

@@ -25,11 +25,17 @@ Out = Annotated[
 ]
 
 
-def check_out(out: Path, source: str, carriers: Sequence[str] = CARRIERS) -> None:
+def check_out(out: Path, source: str, carriers: Sequence[str] = CARRIERS, *, traces: bool = False) -> None:
     """Checks, before any work, that a file of this kind can be written there.
 
+    Args:
+        out: the file.
+        source: what the command is given.
+        carriers: suffixes that it may have.
+        traces: whether a module is to be written without an input to trace it with.
+
     Raises:
-        UsageError: it has another suffix, or is the source itself.
+        UsageError: it has another suffix, is the source itself, or an input is needed.
         FileNotFoundError: there is no such directory.
     """
     if out.suffix.lower() not in carriers:
@@ -38,23 +44,23 @@ def check_out(out: Path, source: str, carriers: Sequence[str] = CARRIERS) -> Non
         raise UsageError(f"-o must be another file than the model, got {out} for both")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"no such directory: {out.parent}")
+    if traces and out.suffix.lower() != ".safetensors":
+        raise UsageError(f"{out} needs --input, as --input 1x3x224x224, to trace the model with")
     if out.suffix.lower() == ".onnx":
         importlib.import_module("subbit_infer.onnx")  # so that what is missing is said now
 
 
 def write_module(module: nn.Module, example: tuple[Tensor, ...] | None, out: Path) -> None:
-    """Writes a module with sub-bit layers.
+    """Writes a module with sub-bit layers; anything but .safetensors needs an input to trace it with.
 
     Raises:
-        UsageError: an exported program or ONNX file needs an input to trace it with, and there is none.
         ValueError: torch.export cannot trace it.
     """
     carrier = out.suffix.lower()
     if carrier == ".safetensors":
         files.save(module, out)
         return
-    if example is None:
-        raise UsageError(f"{out} needs --input, to trace the model with")
+    assert example is not None
     if carrier == ".pt2":
         with working("Exporting"):
             try:
