@@ -515,6 +515,8 @@ ATTACKS = {
     "size called metadata": lambda parts, graph, config: graph["graph_module"]["graph"]["sym_int_values"].update(
         {"metadata": {"as_expr": {"expr_str": RUNS, "hint": {"as_int": 2}}}}
     ),
+    "guard": lambda parts, graph, config: graph.update(guards_code=[f"{RUNS} is None"]),
+    "quoted guard": lambda parts, graph, config: graph.update(guards_code=[f"L['\"+{RUNS}+\"'].size()[0] <= 64"]),
     "name": lambda parts, graph, config: rename_input(graph, f"x={RUNS}"),
     "graph of another suffix": lambda parts, graph, config: parts.update(
         {"models/other.JSON": json.dumps(graph).replace("Symbol('", RUNS + "+Symbol('").encode()}

@@ -36,9 +36,10 @@ _CALLS = frozenset({
     "LShift", "RShift", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv", "TruncToFloat", "TruncToInt",
     "RoundToInt", "RoundDecimal", "ToFloat", "Identity",
 })  # fmt: skip
+_MEASURES = ("size", "stride", "storage_offset")  # methods of inputs that guards compare
 _EXPRESSION_PARTS = (
     ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.BinOp, ast.operator, ast.UnaryOp,
-    ast.unaryop, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop,
+    ast.unaryop, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop, ast.Subscript, ast.Attribute,
 )  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def _check_value(value: Any, key: str) -> None:
         return
     elif any(word in value for word in _IMPORTS):
         raise ValueError(f"it imports a module: {value[:80]!r}")
-    elif key == "expr_str":
+    elif key in ("expr_str", "guards_code"):
         _check_expression(value)
     elif key == "target":
         if not _TARGET.fullmatch(value) or value.startswith(_TARGETS_WITH_FILES):
@@ -155,7 +156,7 @@ def _check_word(value: str) -> None:
 
 
 def _check_expression(text: str) -> None:
-    """Checks that an expression is one of sizes: sympy evaluates it as Python."""
+    """Checks that an expression is one of sizes, for it is evaluated as Python: by sympy, or as a guard of inputs."""
     try:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
@@ -163,7 +164,9 @@ def _check_expression(text: str) -> None:
     for node in nodes:
         is_plain = isinstance(node, _EXPRESSION_PARTS)
         if isinstance(node, ast.Call):
-            is_plain = isinstance(node.func, ast.Name) and node.func.id in _CALLS
+            is_plain = isinstance(node.func, ast.Attribute) or getattr(node.func, "id", None) in _CALLS
+        elif isinstance(node, ast.Attribute):
+            is_plain = node.attr in _MEASURES
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             is_plain = node.value.isidentifier()
         elif isinstance(node, ast.Name):

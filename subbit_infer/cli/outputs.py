@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,4 +81,6 @@ def write_module(module: nn.Module, example: tuple[Tensor, ...] | None, out: Pat
 def write_program(program: ExportedProgram, out: Path) -> None:
     """Writes an exported program."""
     with working("Writing"), replacing(out) as temporary:
-        torch.export.save(program, temporary)
+        content = io.BytesIO()  # given a path, torch would write its name into the file
+        torch.export.save(program, content)
+        temporary.write_bytes(content.getvalue())
