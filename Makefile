@@ -5,6 +5,7 @@
 #   make test      the tests
 #   make bench     every figure that is claimed, against PyTorch, ONNX Runtime and OpenVINO; writes out/bench
 #   make report    docs/performance.md from the last make bench
+#   make docs      the documentation site; writes out/docs
 #   make bench-pytest  each layer against PyTorch alone, a minute
 #   make lint      ruff, mypy, clang-format
 #   make sanitize  the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -27,7 +28,7 @@ BUILD_FILES := CMakeLists.txt pyproject.toml setup.py
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc')
 PACKAGE := $(shell find subbit_infer -name '*.py' -o -name '*.pyi' -o -name 'py.typed')
 
-.PHONY: demo test bench bench-pytest report lint sanitize clean
+.PHONY: demo test bench bench-pytest report docs lint sanitize clean
 
 demo: $(VENV)/package.stamp
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -41,6 +42,9 @@ bench: $(VENV)/bench.stamp
 
 report: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/bench.py report $(ARGS)
+
+docs: $(VENV)/docs.stamp
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs out/docs
 
 bench-pytest: $(VENV)/bench.stamp
 	$(BIN)/pytest benchmarks $(ARGS)
@@ -79,6 +83,11 @@ $(VENV)/package.stamp: $(VENV)/tools.stamp $(BUILD_FILES) $(CPP) $(PACKAGE)
 # What only the benchmarks need, the engines to compare with; mypy reads them too.
 $(VENV)/bench.stamp: $(VENV)/package.stamp
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation '.[bench]'
+	touch $@
+
+# What builds the site, whose reference is read from the installed package.
+$(VENV)/docs.stamp: $(VENV)/package.stamp
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation '.[docs]'
 	touch $@
 
 $(SANITIZED)/build.stamp: $(VENV)/package.stamp

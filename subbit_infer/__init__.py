@@ -5,8 +5,10 @@ a 1x1 convolution, is one of the few codewords of its layer's codebook, named by
 every codeword's response once and gathers the responses through the indices.
 """
 
-from subbit_infer import codebook, cost, nn, reference
+from subbit_infer import checkpoint, codebook, cost, nn, reference
 from subbit_infer.activations import PackedActivations
+from subbit_infer.compress import compress
+from subbit_infer.convert import VerificationError, convert
 from subbit_infer.explain import Explanation, explain
 from subbit_infer.files import load, save
 from subbit_infer.ops import conv, linear, pack
@@ -18,8 +20,12 @@ __all__ = [
     "Explanation",
     "PackedActivations",
     "PackedWeight",
+    "VerificationError",
+    "checkpoint",
     "codebook",
+    "compress",
     "conv",
+    "convert",
     "cost",
     "explain",
     "linear",

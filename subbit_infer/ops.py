@@ -268,7 +268,7 @@ def conv(
         pack_sign_zero: what a sign of exactly 0 becomes in a packed output, as ``sign_zero`` of :func:`pack`.
 
     Returns:
-        y: (N, C_out, H_out, W_out), or without N; in x's dtype and channels_last where x is, float32 and
+        y, (N, C_out, H_out, W_out), or without N; in x's dtype and channels_last where x is, float32 and
         channels_last where x is packed. A packed output always has N, 1 for an x without. Only a float output of a
         float x has gradients.
 

@@ -42,8 +42,8 @@ def recognize(weight: Tensor, bias: Tensor | None = None, *, tolerance: float = 
     weight = weight[:, :, None, None] if weight.dim() == 2 else weight
     if weight.dim() != 4 or weight.numel() == 0:
         raise NotSubbitError(f"the weight has shape {tuple(weight.shape)}")
-    _check_unit(weight)
-    scale = _scale(weight, tolerance)
+    check_unit(weight)
+    scale = alpha_of(weight, tolerance)
     try:
         return PackedWeight.from_dense(weight.sign() * scale[:, None, None, None], bias=bias)
     except ValueError as error:
@@ -52,7 +52,12 @@ def recognize(weight: Tensor, bias: Tensor | None = None, *, tolerance: float = 
         raise NotSubbitError(f"more than {codebooks.MAX_CODEWORDS} distinct units") from error
 
 
-def _check_unit(weight: Tensor) -> None:
+def check_unit(weight: Tensor) -> None:
+    """Checks that a weight (C_out, C_in / groups, kh, kw) divides into units that kernels are compiled for.
+
+    Raises:
+        NotSubbitError: it does not; why is the message.
+    """
     channels, *kernel = weight.shape[1:]
     if kernel == [1, 1] and channels % codebooks.UNIT_1X1[0] != 0:
         raise NotSubbitError(f"{channels} input channels do not divide into units of 8")
@@ -60,8 +65,19 @@ def _check_unit(weight: Tensor) -> None:
         raise NotSubbitError(f"no kernels for {kernel[0]}x{kernel[1]} units")
 
 
-def _scale(weight: Tensor, tolerance: float) -> Tensor:
-    """(C_out,): alpha of each channel."""
+def alpha_of(weight: Tensor, tolerance: float = TOLERANCE) -> Tensor:
+    """The alpha of each output channel of a weight that is +-alpha.
+
+    Args:
+        weight: float32 (C_out, C_in / groups, kh, kw).
+        tolerance: how far a magnitude may be from its channel's alpha, relative to it.
+
+    Returns:
+        float32 (C_out,): the channel's magnitude where that is one number, else the mean magnitude.
+
+    Raises:
+        NotSubbitError: it is not; why is the message.
+    """
     magnitudes = weight.abs().flatten(1)
     least, most = magnitudes.aminmax(dim=1)
     if not bool(magnitudes.isfinite().all()):

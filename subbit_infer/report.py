@@ -19,7 +19,7 @@ class LayerReport:
         unit: (g, kh, kw), what an index names; None where it was skipped, as are the next five.
         tau: bits of an index.
         codewords: size of the codebook.
-        activation_bits: 1 where the sign of the input is taken, else 32.
+        activation_bits: 1 where the sign of the input is taken, else 32; None also where only weights were looked at.
         has_scale: whether outputs are multiplied by a scale.
         nbytes: bytes of the packed weight: indices, codebook, scale and bias.
         why: why it was skipped, or what else there is to say; empty where there is nothing.
@@ -44,7 +44,7 @@ class LayerReport:
         name: str,
         shape: tuple[int, ...],
         weight: PackedWeight,
-        activation_bits: int,
+        activation_bits: int | None,
         *,
         why: str = "",
         error: float | None = None,
@@ -127,7 +127,5 @@ def _row(layer: LayerReport, has_error: bool) -> tuple[str, ...]:
     if layer.unit is None:
         return (layer.name, shape, "", "", "", "", "", *error, f"skipped: {layer.why}")
     unit, scale = "x".join(map(str, layer.unit)), "yes" if layer.has_scale else "no"
-    return (
-        layer.name, shape, unit, str(layer.tau), str(layer.activation_bits), scale, str(layer.nbytes), *error,
-        layer.why,
-    )  # fmt: skip
+    act = "" if layer.activation_bits is None else str(layer.activation_bits)
+    return (layer.name, shape, unit, str(layer.tau), act, scale, str(layer.nbytes), *error, layer.why)

@@ -85,7 +85,7 @@ def imported_modules(path: Path) -> set[str]:
 ORDER = [
     "_atomic", "codebook", "cost", "weight", "epilogue", "activations", "reference", "_cache", "_dispatch", "_native",
     "_call", "operators", "_repeat", "ops", "nn", "_text", "explain", "recognize", "report", "models", "files",
-    "compress", "swap", "graph", "convert", "checkpoint", "onnx", "cli", "__main__",
+    "compress", "signs", "observe", "judge", "swap", "graph", "convert", "checkpoint", "onnx", "cli", "__main__",
 ]  # fmt: skip
 
 
