@@ -352,7 +352,7 @@ class TestBench:
 
     @needs("convert")
     def test_nothing_to_convert(self):
-        assert "nothing to convert in zoo:plain" in fail("bench", "zoo:plain", "--input", SHAPE)
+        assert "nothing to convert: none of 1 layer of zoo:plain" in fail("bench", "zoo:plain", "--input", SHAPE)
 
     @needs("onnx")
     def test_onnx(self):
@@ -415,6 +415,21 @@ class TestConvert:
         Path("m.safetensors").write_text("old")
         succeed("convert", "zoo:dense", "-o", "m.safetensors")
         assert data("info", "m.safetensors")["kind"] == "model"
+
+    @needs("checkpoint")
+    def test_checkpoint(self):
+        from test_checkpoint import Network
+
+        torch.save({"state_dict": Network((1, 1, 1, 1), 10, 3).state_dict()}, "c.pth")
+        found = data("convert", "c.pth", "-o", "m.safetensors")
+        assert [(layer["tau"], layer["activation_bits"]) for layer in found["layers"]] == [(3, 1)] * 4
+        network = subbit_infer.checkpoint.snn_model("c.pth").model
+        loaded = subbit_infer.load("m.safetensors", network)
+        x = torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            assert torch.equal(loaded(x), network(x))
+        line = fail("convert", "c.pth", "-o", "n.safetensors", "--fold", status=2)
+        assert "--fold and --verify are not for checkpoints" in line
 
     @needs("onnx")
     def test_onnx(self):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from subbit_infer import _native
+from subbit_infer.cli.convert import check_any
 from subbit_infer.cli.info import onnx_info
 from subbit_infer.cli.screen import Json, UsageError, show, working
 from subbit_infer.cli.sources import (
@@ -124,8 +125,7 @@ def _torch_runs(source: str, model: str | None, example: Any, fold: bool) -> dic
 
     with working("Converting and comparing"):
         converted, report = convert(original, example, fold=fold, verify=True)
-    if not report.converted:
-        raise ValueError(f"nothing to convert in {source}: {report!r}; subbit compress makes weights sub-bit")
+    check_any(report, source)
     return {"original": _run_of(original, example), "converted": _run_of(converted, example)}
 
 
@@ -144,8 +144,7 @@ def _onnx_runs(path: Path, example: tuple[Tensor, ...] | None, threads: int) -> 
         return {"converted": lambda: original.run(None, feed)}
     with tempfile.TemporaryDirectory() as folder, working("Converting and comparing"):
         target = Path(folder) / path.name
-        if not onnx.convert(path, target).converted:
-            raise ValueError(f"nothing to convert in {path}; subbit compress makes weights sub-bit")
+        check_any(onnx.convert(path, target), str(path))
         converted = _session(target, threads)
         for old, new in zip(original.run(None, feed), converted.run(None, feed), strict=True):
             if not np.abs(new - old).max() <= _TOLERANCE * np.abs(old).max():

@@ -84,9 +84,9 @@ def compress(
     module = build(source)
     with working("Compressing"):
         compressed, compression = make_subbit(module, tau, method)
-    _check_any(compression, source)
+    check_any(compression, source)
     converted, report = _converted(compressed, example, False, verify)
-    _check_any(report, source)
+    check_any(report, source)
     write_module(converted, example, output)
     result = {"output": str(output), "bytes": output.stat().st_size}
     result |= {"compress": compression.to_dict(), "convert": report.to_dict()}
@@ -112,7 +112,7 @@ def _convert_onnx(source: Path, out: Path, inputs: list[str] | None, fold: bool,
     with replacing(out) as temporary:
         with working("Converting"):
             report: Report = onnx.convert(source, temporary)
-        _check_any(report, str(source))
+        check_any(report, str(source))
     return report
 
 
@@ -125,7 +125,7 @@ def _convert_checkpoint(source: str, out: Path, inputs: list[str] | None, fold: 
     with working(f"Reading {source}"):
         model, report = checkpoint.snn_model(source)
     write_module(model, example, out)
-    return report  # type: ignore[no-any-return]
+    return report
 
 
 def _convert_torch(source: str, out: Path, inputs: list[str] | None, fold: bool, verify: bool | None) -> Report:
@@ -137,7 +137,7 @@ def _convert_torch(source: str, out: Path, inputs: list[str] | None, fold: bool,
         raise UsageError("--fold needs --input, to trace the model with")
     model: Any = build(source) if is_code(source) else read_program(source)
     converted, report = _converted(model, example, fold, verify)
-    _check_any(report, source)
+    check_any(report, source)
     if is_code(source):
         write_module(converted, example, out)
     else:
@@ -160,7 +160,7 @@ def _converted(model: Any, example: Any, fold: bool, verify: bool | None) -> tup
     return model, report
 
 
-def _check_any(report: Report, source: str) -> None:
+def check_any(report: Report, source: str) -> None:
     """Raises ValueError where nothing was converted."""
     if report.converted:
         return
