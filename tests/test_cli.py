@@ -29,8 +29,10 @@ X = torch.randn(2, 3, 10, 10, generator=torch.Generator().manual_seed(1))
 
 def needs(*modules: str):
     """For what other parts of the package do, where they are there."""
-    missing = [name for name in modules if find_spec(f"subbit_infer.{name}") is None]
-    return pytest.mark.skipif(bool(missing), reason=f"there is no subbit_infer.{', '.join(missing)}")
+    wanted = [f"subbit_infer.{name}" for name in modules]
+    wanted += ["onnx", "onnxruntime", "onnxscript"] if "onnx" in modules else []
+    missing = [name for name in wanted if find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"there is no {', '.join(missing)}")
 
 
 def dense() -> torch.nn.Sequential:
@@ -67,6 +69,19 @@ class Model(torch.nn.Conv2d):
         super().__init__(3, 8, 3)
 
 instance = dense()
+
+class OfOne(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = converted()
+
+    def forward(self, x):
+        if len(x) != 1:
+            raise ValueError("one image at a time")
+        return self.model(x)
+
+def of_one():
+    return OfOne()
 
 def plain():
     return torch.nn.Conv2d(3, 8, 3)
@@ -279,6 +294,21 @@ class TestExport:
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         with torch.no_grad():
             torch.testing.assert_close(torch.load("y.pt"), model(X))
+
+    def test_any_batch_size(self):
+        result = run("export", "zoo:converted", "-o", "m.pt2", "--input", "1x3x10x10")
+        assert "batch size" not in result.stderr
+        program = load_program(Path("m.pt2"))
+        with torch.no_grad():
+            for x in (X, X[:1], X.repeat(4, 1, 1, 1)):
+                torch.testing.assert_close(program.module()(x), converted()(x))
+        assert program.example_inputs[0][0].shape == (1, 3, 10, 10)
+
+    def test_a_batch_size_that_the_model_fixes(self):
+        result = run("export", "zoo:of_one", "-o", "m.pt2", "--input", "1x3x10x10")
+        assert "The batch size is fixed" in result.stderr
+        with torch.no_grad():
+            torch.testing.assert_close(load_program(Path("m.pt2")).module()(X[:1]), converted()(X[:1]))
 
     def test_one_of_our_networks_by_name(self):
         network = models.vgg_small()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,17 +135,19 @@ def _run_of(model: Any, example: tuple[Any, ...]) -> Run:
 
 
 def _onnx_runs(path: Path, example: tuple[Tensor, ...] | None, threads: int) -> dict[str, Run]:
-    """The same for ONNX Runtime."""
+    """The same for an ONNX file: ONNX Runtime, and our layers between its parts."""
     from subbit_infer import onnx
 
-    original = _session(path, threads)
-    feed = _feed(original, example)
     if onnx_info(path)[0]["subbit_nodes"]:
-        return {"converted": lambda: original.run(None, feed)}
+        alone = onnx.load(path)
+        given = _feed(alone.get_inputs(), example)
+        return {"converted": lambda: alone.run(None, given)}
+    original = _session(path, threads)
+    feed = _feed(original.get_inputs(), example)
     with tempfile.TemporaryDirectory() as folder, working("Converting and comparing"):
         target = Path(folder) / path.name
         check_any(onnx.convert(path, target), str(path))
-        converted = _session(target, threads)
+        converted = onnx.load(target)
         for old, new in zip(original.run(None, feed), converted.run(None, feed), strict=True):
             if not np.abs(new - old).max() <= _TOLERANCE * np.abs(old).max():
                 raise ValueError(f"the converted model must give the same, differs by {np.abs(new - old).max():.3g}")
@@ -153,19 +155,19 @@ def _onnx_runs(path: Path, example: tuple[Tensor, ...] | None, threads: int) -> 
 
 
 def _session(path: Path, threads: int) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(f"running {path} needs the package onnxruntime: pip install onnxruntime") from error
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own, of no common kind
+        raise ValueError(f"ONNX Runtime cannot run {path}: {error}") from error
 
 
-def _feed(session: Any, example: tuple[Tensor, ...] | None) -> dict[str, Any]:
+def _feed(wanted: Sequence[Any], example: tuple[Tensor, ...] | None) -> dict[str, Any]:
     """The inputs by name: those given, or random ones of the shapes that the model says."""
-    wanted = session.get_inputs()
     if example is None:
         shapes = [one.shape for one in wanted]
         if not all(isinstance(size, int) for shape in shapes for size in shape):

@@ -12,11 +12,11 @@ from typing import Annotated
 import torch
 import typer
 from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
 from subbit_infer import files
 from subbit_infer._atomic import replacing
-from subbit_infer.cli.screen import UsageError, working
+from subbit_infer.cli.screen import UsageError, note, working
 
 CARRIERS = (".safetensors", ".pt2", ".onnx")
 
@@ -64,18 +64,42 @@ def write_module(module: nn.Module, example: tuple[Tensor, ...] | None, out: Pat
     assert example is not None
     if carrier == ".pt2":
         with working("Exporting"):
-            try:
-                with torch.no_grad():
-                    program = torch.export.export(module, example)
-            except Exception as error:  # whatever the user's code does under torch.export
-                first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-                raise ValueError(f"torch.export cannot trace {type(module).__name__}: {first}") from error
+            program = _traced(module, example)
         write_program(program, out)
         return
     from subbit_infer import onnx
 
     with working("Exporting"), replacing(out) as temporary:
         onnx.export(module, example, temporary)
+
+
+def _traced(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
+    """An exported program for any batch size; where the model takes but one, for the one of the example."""
+    with torch.no_grad():
+        try:
+            program = _traced_for_any_batch(module, example)
+        except Exception:  # whatever the user's code does under torch.export
+            program = None
+        if program is not None:
+            return program
+        try:
+            program = torch.export.export(module, example)
+        except Exception as error:
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ValueError(f"torch.export cannot trace {type(module).__name__}: {first}") from error
+    note("The batch size is fixed to that of --input: the model takes no other.")
+    return program
+
+
+def _traced_for_any_batch(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram | None:
+    """An exported program whose first dimensions may have any size; None where the model fixes one."""
+    # torch takes a size of 1 in the example for one that is always 1.
+    doubled = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in example)
+    program = torch.export.export(module, doubled, dynamic_shapes=tuple({0: Dim.AUTO} for _ in example))
+    inputs = set(program.graph_signature.user_inputs)
+    values = [node.meta["val"] for node in program.graph.nodes if node.name in inputs]
+    program.example_inputs = (example, {})
+    return program if all(isinstance(value.shape[0], torch.SymInt) for value in values) else None
 
 
 def write_program(program: ExportedProgram, out: Path) -> None:

@@ -49,7 +49,7 @@ class Commands(typer.core.TyperGroup):
 
 def _in_one_line(error: Exception) -> str:
     if hasattr(error, "format_message"):  # of the command line's parser
-        return " ".join(str(error.format_message()).split()) + "; see --help"
+        return " ".join(str(error.format_message()).split()).removesuffix(".") + "; see --help"
     text = " ".join(str(error).split())
     if isinstance(error, _EXPECTED) and text:
         return text
