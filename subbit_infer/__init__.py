@@ -5,7 +5,7 @@ a 1x1 convolution, is one of the few codewords of its layer's codebook, named by
 every codeword's response once and gathers the responses through the indices.
 """
 
-from subbit_infer import checkpoint, codebook, cost, nn, reference
+from subbit_infer import checkpoint, codebook, cost, files, nn, reference
 from subbit_infer.activations import PackedActivations
 from subbit_infer.compress import compress
 from subbit_infer.convert import VerificationError, convert
@@ -28,6 +28,7 @@ __all__ = [
     "convert",
     "cost",
     "explain",
+    "files",
     "linear",
     "load",
     "load_weights",

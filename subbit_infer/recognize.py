@@ -28,8 +28,8 @@ def recognize(weight: Tensor, bias: Tensor | None = None, *, tolerance: float = 
         tolerance: how far a magnitude may be from its channel's alpha, relative to it.
 
     Returns:
-        The packed weight of the units 1x3x3 or 8x1x1. Its scale is alpha: the channel's magnitude where that is one
-        number, else the mean magnitude.
+        The packed weight of the units 1x3x3 or 8x1x1. Its scale, alpha, is the channel's magnitude where that is one
+        number, and the mean magnitude else.
 
     Raises:
         NotSubbitError: it is not; why is the message.

@@ -6,6 +6,7 @@ import ast
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def imported_modules(path: Path) -> set[str]:
 ORDER = [
     "_atomic", "codebook", "cost", "weight", "epilogue", "activations", "reference", "_cache", "_dispatch", "_native",
     "_call", "operators", "_repeat", "ops", "nn", "_text", "explain", "recognize", "report", "models", "files",
-    "compress", "signs", "observe", "judge", "swap", "graph", "convert", "checkpoint", "onnx", "cli", "__main__",
+    "compress", "swap", "graph", "convert", "checkpoint", "onnx", "cli", "__main__",
 ]  # fmt: skip
 
 
@@ -94,6 +95,8 @@ PACKAGE_ORDERS = {
     "models": ["body", "fusion", "resnet", "vgg", "reactnet"],
     "files": ["header", "model", "info"],
     "cli": ["screen", "exported", "sources", "outputs", "convert", "info", "bench", "explain", "env", "app"],
+    "swap": ["signs", "observe", "judge", "replace"],
+    "graph": ["constants", "sites", "capture", "find", "fold", "signs", "dense", "layers", "rewrite"],
 }
 
 
@@ -116,6 +119,12 @@ def test_imports_of_packages_run_one_way(package):
 def test_every_module_has_its_place():
     modules = {p.stem for p in PACKAGE.glob("*.py")} | {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
     assert modules - {"__init__"} == set(ORDER)
+
+
+def test_every_package_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert set(listed) == found
 
 
 def test_only_one_file_touches_the_compiled_module():

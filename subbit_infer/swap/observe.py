@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from subbit_infer import cost
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
 from subbit_infer.recognize import NotSubbitError, recognize
-from subbit_infer.signs import Signs
+from subbit_infer.swap.signs import Signs
 
 
 @contextmanager

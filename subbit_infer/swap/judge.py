@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from subbit_infer import reference
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
-from subbit_infer.observe import Call, Frame, Observer, quiet, run, version
 from subbit_infer.recognize import TOLERANCE as SIGN_TOLERANCE
 from subbit_infer.recognize import NotSubbitError, recognize
 from subbit_infer.report import LayerReport
+from subbit_infer.swap.observe import Call, Frame, Observer, quiet, run, version
 from subbit_infer.weight import PackedWeight
 
 TOLERANCE = 1e-4
@@ -92,9 +92,12 @@ class Judge:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"example_input must be an input of {type(self._model).__name__}: {error}") from error
         verdicts = list(self._verdicts.values())
-        called = {module for module, _ in self._verdicts}
+        listed = {module for module, _ in self._verdicts}
+        for verdict in verdicts:
+            if verdict.module is not None and verdict.layer is not None:
+                listed.update(verdict.module.modules())  # which hold its weight and go with it
         for module, path in self._paths.items():
-            if isinstance(module, nn.Conv2d | nn.Linear) and module not in called:
+            if isinstance(module, nn.Conv2d | nn.Linear) and module not in listed:
                 verdicts.append(kept(module, path, "it is not called with this input"))
         return verdicts
 
@@ -264,12 +267,10 @@ def _modes(kind: str, seen: Tensor, given: Tensor) -> dict[str, int]:
     if seen.shape == given.shape and seen.dtype == given.dtype:
         if torch.equal(seen, given):
             return {"activation_bits": 32, "sign_zero": 0}
-        # (sign(x) - t) + t rounds as its largest term does.
-        limit = max(SIGN_TOLERANCE, 2 * _eps(seen) * float(given.abs().amax()))
         for sign_zero in (0, 1):
-            if bool(((seen - reference.binarize(given, sign_zero)).abs() <= limit).all()):
+            if bool(((seen - reference.binarize(given, sign_zero)).abs() <= SIGN_TOLERANCE).all()):
                 return {"activation_bits": 1, "sign_zero": sign_zero}
-        if bool(((seen - torch.where(given > 0, 1.0, -1.0)).abs() <= limit).all()):
+        if bool(((seen - torch.where(given > 0, 1.0, -1.0)).abs() <= SIGN_TOLERANCE).all()):
             raise Kept("it takes -1 for the sign of 0")
     raise Kept(f"its {kind} sees neither the module's input nor the sign of it")
 

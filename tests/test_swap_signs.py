@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from subbit_infer.signs import Signs
+from subbit_infer.swap.signs import Signs
 
 FROM_SIGNS = {
     "sign": lambda x, t: x.sign(),

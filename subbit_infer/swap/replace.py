@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from subbit_infer.judge import HOOKS, Judge, Kept, Layer, Verdict, check_padding, class_name, kept
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
-from subbit_infer.observe import geometry_of, quiet, run
 from subbit_infer.recognize import NotSubbitError, recognize
 from subbit_infer.report import Converted, LayerReport, Report
+from subbit_infer.swap.judge import HOOKS, Judge, Kept, Layer, Verdict, check_padding, class_name, kept
+from subbit_infer.swap.observe import geometry_of, quiet, run
 
 _NOT_RUN = "Nothing was run: binary activations, and weights that forward computes, need an example_input."
 

@@ -147,7 +147,7 @@ class Sign(nn.Module):
         torch.sign,
         lambda x: torch.where(x >= 0, 1.0, -1.0),
         lambda x: (x > 0).float(),
-        lambda x: x.sign().detach() - x.clamp(-1, 1).detach() + x.clamp(-1, 1),
+        lambda x: (x.sign() + x).detach() - x,  # off by rounding
     ],
 )
 def test_signs_from_a_module_in_front(compute):
@@ -400,3 +400,43 @@ def test_activations_are_binary_only_where_every_call_has_signs(signs_last):
     converted, report = swap(model, x)
     assert only_layer(report).activation_bits == converted.conv.activation_bits == 32
     agrees(model, converted, x)
+
+
+def test_a_weight_that_depends_on_the_input_stays():
+    class Dynamic(nn.Conv2d):
+        def forward(self, x):
+            return F.conv2d(x, self.weight * torch.where(x.amin() < 0, -1, 1))
+
+    module = Dynamic(8, 12, 3)
+    module.weight.data = subbit(12, 8)
+    assert "its output differs by" in why(module, integers(1, 8, 9, 9).abs())
+
+
+def test_signs_that_are_off_by_rounding():
+    class Detached(nn.Conv2d):
+        def forward(self, x):
+            return super().forward((x.sign() + x) - x)
+
+    module = Detached(8, 12, 3)
+    module.weight.data = subbit(12, 8)
+    x = torch.randn(2, 8, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal((x.sign() + x) - x, x.sign())
+    converted, _ = swap(module, x)
+    assert converted.activation_bits == 1
+    agrees(module, converted, x, exactly=False)
+
+
+def test_a_module_that_only_holds_the_weight_goes_with_the_one_around_it():
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = conv()
+
+        def forward(self, x):
+            return F.conv2d(x.sign(), self.inner.weight, padding=1)
+
+    model = nn.Sequential(Around())
+    converted, report = swap(model, integers(1, 8, 5, 5))
+    assert only_layer(report).name == "0"
+    assert isinstance(converted[0], SubbitConv2d)
+    agrees(model, converted, integers(1, 8, 5, 5))
