@@ -5,11 +5,12 @@ a 1x1 convolution, is one of the few codewords of its layer's codebook, named by
 every codeword's response once and gathers the responses through the indices.
 """
 
-from subbit_infer import checkpoint, codebook, cost, nn, reference
+from subbit_infer import checkpoint, codebook, cost, files, nn, reference
 from subbit_infer.activations import PackedActivations
 from subbit_infer.compress import compress
 from subbit_infer.convert import VerificationError, convert
 from subbit_infer.explain import Explanation, explain
+from subbit_infer.files import load, save
 from subbit_infer.ops import conv, linear, pack
 from subbit_infer.weight import PackedWeight, load_weights, save_weights
 
@@ -27,10 +28,13 @@ __all__ = [
     "convert",
     "cost",
     "explain",
+    "files",
     "linear",
+    "load",
     "load_weights",
     "nn",
     "pack",
     "reference",
+    "save",
     "save_weights",
 ]

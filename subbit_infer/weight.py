@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from subbit_infer import codebook as codebooks
+from subbit_infer._atomic import replacing
 
 FORMAT = "subbit_infer"
 FORMAT_VERSION = 1
@@ -369,16 +371,57 @@ def save_weights(weights: Mapping[str, PackedWeight], path: str | os.PathLike[st
         "version": str(FORMAT_VERSION),
         "weights": json.dumps(shapes, separators=(",", ":")),
     }
-    data = safetensors.torch.save(tensors, metadata)
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
+    with replacing(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """A safetensors file, opened; its header has been checked against its size.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a safetensors file, or is cut off.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such file: {path}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        with safetensors.safe_open(path, framework="pt") as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def check_format(path: str | os.PathLike[str], metadata: Mapping[str, str], name: str, version: int) -> None:
+    """Checks that a file's metadata name this format in this version.
+
+    Raises:
+        ValueError: it is another format, or another version of it.
+    """
+    if metadata.get("format") != name:
+        raise ValueError(f"{path} must have format {name!r} in its metadata, got {metadata.get('format')!r}")
+    given = metadata.get("version", "")
+    if given == str(version):
+        return
+    # So many digits at most, that they are quickly read.
+    is_newer = given.isdecimal() and len(given) < 10 and int(given) > version
+    newer = f"version {given}: made by a newer subbit_infer; update" if is_newer else "no such version"
+    raise ValueError(f"{path} must have format version {version}, got {given[:80]!r} ({newer})")
+
+
+def json_object(path: str | os.PathLike[str], metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """The JSON object that a file's metadata hold under a key.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        found = json.loads(metadata.get(key, ""))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: the metadata {key!r} must be a JSON object: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: the metadata {key!r} must be a JSON object, got {type(found).__name__}")
+    return found
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, PackedWeight]:
@@ -388,33 +431,21 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, PackedWeight]:
         FileNotFoundError: there is no such file.
         ValueError: the file is corrupt, of another format or a newer version, or what it holds is not a weight.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} must have format {FORMAT!r} in its metadata, got {metadata.get('format')!r}")
-    if metadata.get("version") != str(FORMAT_VERSION):
-        raise ValueError(f"{path} must have format version {FORMAT_VERSION}, got {metadata.get('version')!r}")
-    try:
-        shapes = {str(name): list(shape) for name, shape in json.loads(metadata.get("weights", "")).items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: the metadata 'weights' must be a JSON object of integer lists: {error}") from error
+    with reading(path) as file:
+        metadata = file.metadata() or {}
+        check_format(path, metadata, FORMAT, FORMAT_VERSION)
+        shapes = json_object(path, metadata, "weights")
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     weights = {name: _weight_of(path, name, shape, tensors) for name, shape in shapes.items()}
     if tensors:
         raise ValueError(f"{path} must hold only tensors of its weights, also holds {sorted(tensors)}")
     return weights
 
 
-def _weight_of(path: Path, name: str, shape: list[int], tensors: dict[str, Tensor]) -> PackedWeight:
+def _weight_of(path: str | os.PathLike[str], name: str, shape: object, tensors: dict[str, Tensor]) -> PackedWeight:
     """Takes one weight's tensors out of a file's and validates them."""
     where = f"{path}: weight {name!r}"
-    if len(shape) != 5 or not all(type(v) is int and v >= 1 for v in shape):
+    if not isinstance(shape, list) or len(shape) != 5 or not all(type(v) is int and v >= 1 for v in shape):
         raise ValueError(f"{where} must have five positive sizes [units, codewords, g, kh, kw], got {shape}")
     units, codewords, g, kh, kw = shape
     if codewords > codebooks.MAX_CODEWORDS:

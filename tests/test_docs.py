@@ -68,8 +68,9 @@ def run_shell(block: Block, where: str) -> None:
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"{where}: {line}"
         elif words[0] == "subbit":
-            from subbit_infer.cli import app
             from typer.testing import CliRunner
+
+            from subbit_infer.cli import app
 
             result = CliRunner().invoke(app, words[1:])
             assert result.exit_code == 0, f"{where}: {line}\n{result.output}"

@@ -204,7 +204,11 @@ class TestFile:
         ("metadata", "message"),
         [
             ({"format": "pt"}, "must have format 'subbit_infer'"),
-            ({"version": "2"}, "must have format version 1, got '2'"),
+            (
+                {"version": "2"},
+                r"must have format version 1, got '2' \(version 2: made by a newer subbit_infer; update\)",
+            ),
+            ({"version": "1.0"}, r"got '1.0' \(no such version\)"),
             ({"weights": "not json"}, "must be a JSON object"),
             ({"weights": "[1]"}, "must be a JSON object"),
             ({"weights": "[" * 100_000}, "must be a JSON object"),

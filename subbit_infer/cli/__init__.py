@@ -1,0 +1,5 @@
+"""The ``subbit`` command."""
+
+from subbit_infer.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,178 @@
+"""``subbit bench``: a model as it was against the same one converted."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from subbit_infer import _native
+from subbit_infer.cli.convert import check_any
+from subbit_infer.cli.info import onnx_info
+from subbit_infer.cli.screen import Json, UsageError, show, working
+from subbit_infer.cli.sources import (
+    Inputs,
+    Model,
+    Source,
+    check_file,
+    example_inputs,
+    has_subbit_layers,
+    read_module,
+    read_program,
+    suffix_of,
+)
+
+_WARM_UP = 3
+_TOLERANCE = 1e-4  # of ONNX models, relative to the largest output, as subbit_infer.convert has it
+
+Run = Callable[[], Any]
+
+
+def bench(
+    source: Source,
+    model: Model = None,
+    inputs: Inputs = None,
+    fold: Annotated[bool, typer.Option("--fold", help="Fold what surrounds the layers into them.")] = False,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of both.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each that are timed.")] = 20,
+    json: Json = False,
+) -> None:
+    """Time a model and the same one converted, in turns, after their outputs were found equal; medians.
+
+    A model that is converted already is timed alone.
+    """
+    example = example_inputs(inputs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        if suffix_of(source) == ".onnx":
+            if fold or model is not None:
+                raise UsageError(f"--fold and --model are not for {source}")
+            runs = _onnx_runs(check_file(source), example, threads)
+        else:
+            runs = _torch_runs(source, model, example, fold)
+        with torch.inference_mode():
+            medians = _medians(runs, rounds)
+    finally:
+        torch.set_num_threads(before)
+    result: dict[str, Any] = {
+        "source": source,
+        "threads": threads,
+        "rounds": rounds,
+        "level": _native.active_level(),
+        "milliseconds": medians,
+    }
+    if len(medians) == 2:
+        result["speedup"] = medians["original"] / medians["converted"]
+    show(result, _text(result), json)
+
+
+def _text(result: Mapping[str, Any]) -> str:
+    threads = result["threads"]
+    lines = [f"{result['source']}: medians of {result['rounds']}, {threads} thread{'s' * (threads != 1)}"]
+    lines += [f"{name:9}  {milliseconds:9.3f} ms" for name, milliseconds in result["milliseconds"].items()]
+    if "speedup" in result:
+        lines.append(f"speed-up   {result['speedup']:9.2f} x")
+    return "\n".join(lines)
+
+
+def _medians(runs: Mapping[str, Run], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each; they take turns, so that all meet the same weather on the machine.
+
+    A turn is one run that is not timed, to have the caches hold this one's data and not the last one's, and one timed.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    with working("Measuring", _WARM_UP + rounds) as step:
+        for _ in range(_WARM_UP + rounds):
+            for name, run in runs.items():
+                run()
+                start = time.perf_counter()
+                run()
+                times[name].append((time.perf_counter() - start) * 1e3)
+            step()
+    return {name: statistics.median(taken[_WARM_UP:]) for name, taken in times.items()}
+
+
+def _torch_runs(source: str, model: str | None, example: Any, fold: bool) -> dict[str, Run]:
+    """What to time: the model and the same one converted, whose outputs convert compares; or a converted one alone."""
+    original: Any
+    if suffix_of(source) == ".pt2":
+        if model is not None:
+            raise UsageError(f"{source} takes no --model")
+        original = read_program(source)
+        is_converted = any("subbit_infer" in str(node.target) for node in original.graph.nodes)
+        given = original.example_inputs
+        example = given[0] if example is None and given is not None else example
+    else:
+        original = read_module(source, model)
+        is_converted = has_subbit_layers(original)
+    if example is None:
+        raise UsageError("bench needs --input, as --input 1x3x224x224")
+    if is_converted:
+        if fold:
+            raise UsageError(f"--fold is for models that are not converted yet, and {source} is")
+        return {"converted": _run_of(original, example)}
+    from subbit_infer.convert import convert
+
+    with working("Converting and comparing"):
+        converted, report = convert(original, example, fold=fold, verify=True)
+    check_any(report, source)
+    return {"original": _run_of(original, example), "converted": _run_of(converted, example)}
+
+
+def _run_of(model: Any, example: tuple[Any, ...]) -> Run:
+    module = model.module() if isinstance(model, ExportedProgram) else model.eval()
+    return lambda: module(*example)
+
+
+def _onnx_runs(path: Path, example: tuple[Tensor, ...] | None, threads: int) -> dict[str, Run]:
+    """The same for an ONNX file: ONNX Runtime, and our layers between its parts."""
+    from subbit_infer import onnx
+
+    if onnx_info(path)[0]["subbit_nodes"]:
+        alone = onnx.load(path)
+        given = _feed(alone.get_inputs(), example)
+        return {"converted": lambda: alone.run(None, given)}
+    original = _session(path, threads)
+    feed = _feed(original.get_inputs(), example)
+    with tempfile.TemporaryDirectory() as folder, working("Converting and comparing"):
+        target = Path(folder) / path.name
+        check_any(onnx.convert(path, target), str(path))
+        converted = onnx.load(target)
+        for old, new in zip(original.run(None, feed), converted.run(None, feed), strict=True):
+            if not np.abs(new - old).max() <= _TOLERANCE * np.abs(old).max():
+                raise ValueError(f"the converted model must give the same, differs by {np.abs(new - old).max():.3g}")
+    return {"original": lambda: original.run(None, feed), "converted": lambda: converted.run(None, feed)}
+
+
+def _session(path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own, of no common kind
+        raise ValueError(f"ONNX Runtime cannot run {path}: {error}") from error
+
+
+def _feed(wanted: Sequence[Any], example: tuple[Tensor, ...] | None) -> dict[str, Any]:
+    """The inputs by name: those given, or random ones of the shapes that the model says."""
+    if example is None:
+        shapes = [one.shape for one in wanted]
+        if not all(isinstance(size, int) for shape in shapes for size in shape):
+            raise UsageError(f"bench needs --input for sizes that the model leaves open: {shapes}")
+        example = example_inputs(["x".join(map(str, shape)) for shape in shapes]) or ()
+    if len(example) != len(wanted):
+        raise UsageError(f"--input must be given once for each of {len(wanted)} inputs, got {len(example)}")
+    return {one.name: x.numpy() for one, x in zip(wanted, example, strict=True)}
