@@ -77,7 +77,7 @@ $(VENV)/tools.stamp: $(VENV)/torch.stamp
 	touch $@
 
 $(VENV)/package.stamp: $(VENV)/tools.stamp $(BUILD_FILES) $(CPP) $(PACKAGE)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation '.[demo,test]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation '.[demo,onnx,test]'
 	touch $@
 
 # What only the benchmarks need, the engines to compare with; mypy reads them too.
