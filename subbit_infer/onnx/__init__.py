@@ -3,12 +3,13 @@
 Needs ``pip install subbit-infer[onnx]``; import it as ``subbit_infer.onnx``.
 """
 
-try:
-    import onnx as _onnx
-    import onnxruntime as _onnxruntime
-except ImportError as _error:
-    raise ImportError(f"subbit_infer.onnx needs {_error.name}: pip install subbit-infer[onnx]") from _error
+from importlib.util import find_spec
 
+for _package in ("onnx", "onnxruntime", "onnxscript"):
+    if find_spec(_package) is None:
+        raise ImportError(f"subbit_infer.onnx needs the package {_package}: pip install subbit-infer[onnx]")
+
+from subbit_infer.onnx.exporting import export
 from subbit_infer.onnx.rewrite import convert
 
-__all__ = ["convert"]
+__all__ = ["convert", "export"]

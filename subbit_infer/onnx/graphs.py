@@ -170,9 +170,7 @@ def _computed(model: ModelProto) -> NDArray[np.generic]:
         model.graph.output[0].CopyFrom(inferred.output[0])
         if not model.graph.output[0].type.HasField("tensor_type"):
             raise NotConstantError("the type of the constant does not follow from the file")
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         result: NDArray[np.generic] = session.run(None, {})[0]
     except NotConstantError:
         raise

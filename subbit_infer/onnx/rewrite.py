@@ -125,7 +125,7 @@ def pack_node(
         codewords=weight.codewords,
         tau=weight.tau,
         unit=list(weight.unit),
-        **attributes,
+        **attributes,  # type: ignore[arg-type]  # onnx types them as its own arguments
     )
 
 
@@ -190,13 +190,13 @@ def _layer(graph: Graph, node: NodeProto, weight: NDArray[np.generic]) -> _Layer
         return _Layer(weight.T, None, {})
     if given.get("transA", 0):
         raise NotSubbitError("its input is transposed")
-    alpha, beta = np.float32(given.get("alpha", 1.0)), np.float32(given.get("beta", 1.0))
+    alpha, beta = (np.array(given.get(name, 1.0), np.float32) for name in ("alpha", "beta"))
     weight = weight if given.get("transB", 0) else weight.T
     if bias is not None:
         if bias.size not in (1, weight.shape[0]) or bias.shape[:-1] not in ((), (1,)):
             raise NotSubbitError(f"what it adds has shape {bias.shape}")
-        bias = np.broadcast_to(beta * bias.reshape(-1), weight.shape[:1])
-    return _Layer(weight if alpha == 1 else alpha * weight, bias, {})
+        bias = np.broadcast_to(np.multiply(bias.reshape(-1), beta), weight.shape[:1])
+    return _Layer(weight if alpha == 1 else np.multiply(weight, alpha), bias, {})
 
 
 def _geometry(
