@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from subbit_infer.onnx.protos import first_line
 
@@ -57,8 +57,9 @@ class Graph:
         inputs = {value.name for value in self.proto.input}
         self.fixed = {t.name: t for t in self.proto.initializer if t.name not in inputs}
         self.makers = {name: node for node in self.proto.node for name in node.output if name}
+        self._values: dict[str, ValueInfoProto] | None = None
         self.uses: dict[str, int] = {}
-        for name in [*_used(self.proto), *(value.name for value in self.proto.output)]:
+        for name in [*names_used(self.proto.node), *(value.name for value in self.proto.output)]:
             self.uses[name] = self.uses.get(name, 0) + 1
 
     def constant(self, name: str) -> NDArray[np.generic]:
@@ -73,7 +74,7 @@ class Graph:
         names = {value for node in nodes for value in node.input}
         initializers = [self.fixed[value] for value in names if value in self.fixed]
         model = helper.make_model(
-            helper.make_graph(nodes, "constant", [], [onnx.ValueInfoProto(name=name)], initializers),
+            helper.make_graph(nodes, "constant", [], [ValueInfoProto(name=name)], initializers),
             opset_imports=self.model.opset_import,
             ir_version=max(self.model.ir_version, 4),  # below it initializers must be inputs
         )
@@ -100,13 +101,17 @@ class Graph:
             waiting += node.input
         return [node for node in self.proto.node if needed & set(node.output)]
 
-    def shape(self, name: str) -> tuple[int | None, ...] | None:
-        """A value's sizes as the file, or what follows from it, says; None for those that are not known."""
-        if not hasattr(self, "_shapes"):
+    def value(self, name: str) -> ValueInfoProto:
+        """A value's type and sizes, as the file says them or as they follow from it; without them where neither is."""
+        if self._values is None:
             inferred = onnx.shape_inference.infer_shapes(self.model).graph
-            values = [*inferred.value_info, *inferred.input, *inferred.output]
-            self._shapes = {v.name: _sizes(v) for v in values if v.type.tensor_type.HasField("shape")}
-        return self._shapes.get(name)
+            self._values = {v.name: v for v in [*inferred.value_info, *inferred.input, *inferred.output]}
+        return self._values.get(name, ValueInfoProto(name=name))
+
+    def shape(self, name: str) -> tuple[int | None, ...] | None:
+        """A value's sizes, None for those that are not known; None where their number is not."""
+        value = self.value(name)
+        return _sizes(value) if value.type.tensor_type.HasField("shape") else None
 
     def remove_unused(self, candidates: list[str]) -> None:
         """Removes the makers of values that nobody uses any more, their makers in turn, and such initializers."""
@@ -131,13 +136,16 @@ class Graph:
             self.proto.value_info.remove(value)
 
 
-def _used(graph: GraphProto) -> Iterator[str]:
-    for node in graph.node:
+def names_used(nodes: Iterable[NodeProto]) -> Iterator[str]:
+    """The values that nodes use, those inside their subgraphs too."""
+    for node in nodes:
         yield from node.input
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                yield from _used(inner)
-                yield from (value.name for value in inner.output)
+                made = {name for node in inner.node for name in node.output} | {value.name for value in inner.input}
+                made |= {tensor.name for tensor in inner.initializer}
+                used = [*names_used(inner.node), *(value.name for value in inner.output)]
+                yield from (name for name in used if name not in made)
 
 
 def _has_subgraph(node: NodeProto) -> bool:
@@ -151,7 +159,7 @@ def _array(tensor: TensorProto) -> NDArray[np.generic]:
         raise NotConstantError(f"the tensor {tensor.name!r} is broken: {first_line(error)}") from error
 
 
-def _sizes(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+def _sizes(value: ValueInfoProto) -> tuple[int | None, ...]:
     return tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
 
 
