@@ -62,6 +62,13 @@ class Graph:
         for name in [*names_used(self.proto.node), *(value.name for value in self.proto.output)]:
             self.uses[name] = self.uses.get(name, 0) + 1
 
+    def fix_defaults(self) -> None:
+        """Makes constants of the initializers that a caller could override."""
+        names = {tensor.name for tensor in self.proto.initializer}
+        for value in [value for value in self.proto.input if value.name in names]:
+            self.proto.input.remove(value)
+        self.look_up()
+
     def constant(self, name: str) -> NDArray[np.generic]:
         """The value of a constant: of an initializer, or of what nodes compute from constants alone.
 

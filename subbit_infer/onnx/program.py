@@ -125,6 +125,7 @@ def load(
     """
     graph = Graph(read(path))
     layer_nodes(graph)  # there are some
+    graph.fix_defaults()
     options = _options() if sess_options is None else sess_options
     given = ["CPUExecutionProvider"] if providers is None else list(providers)
     parts = _cut(graph)
@@ -149,9 +150,8 @@ def load(
                 needs[number].union(made) - later,
             )
         )
-    fixed = {tensor.name for tensor in graph.proto.initializer}
     return Program(
-        [_described(value) for value in graph.proto.input if value.name not in fixed],
+        [_described(value) for value in graph.proto.input],
         [_described(value) for value in graph.proto.output],
         stages,
     )

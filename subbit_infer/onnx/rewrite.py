@@ -22,8 +22,9 @@ from subbit_infer.onnx.functions import (
     function,
 )
 from subbit_infer.onnx.graphs import Graph, NotConstantError
+from subbit_infer.onnx.mirroring import recognize_folded
 from subbit_infer.onnx.protos import first_line, read, write
-from subbit_infer.recognize import NotSubbitError, recognize
+from subbit_infer.recognize import NotSubbitError
 from subbit_infer.report import LayerReport, Report
 from subbit_infer.weight import PackedWeight
 
@@ -160,7 +161,7 @@ def _convert_node(graph: Graph, node: NodeProto) -> LayerReport | None:
         if layer.weight.dtype != np.float32:
             raise NotSubbitError(f"weights are {layer.weight.dtype}")
         dense = torch.tensor(layer.weight)
-        packed = recognize(dense, None if layer.bias is None else torch.tensor(layer.bias))
+        packed = recognize_folded(dense, None if layer.bias is None else torch.tensor(layer.bias))
     except (NotSubbitError, NotConstantError) as error:
         return LayerReport(name, shape, why=str(error))
     sign = graph.makers.get(node.input[0])
@@ -244,9 +245,7 @@ def _raise_versions(model: ModelProto, path: str | os.PathLike[str]) -> list[str
         notes.append(f"The opset was raised from {opset} to {LEAST_OPSET}.")
     if model.ir_version < LEAST_IR_VERSION:
         if model.ir_version < 4:  # there initializers had to be inputs too
-            fixed = {tensor.name for tensor in model.graph.initializer}
-            for value in [value for value in model.graph.input if value.name in fixed]:
-                model.graph.input.remove(value)
+            Graph(model).fix_defaults()
         notes.append(f"The IR version was raised from {model.ir_version} to {LEAST_IR_VERSION}.")
         model.ir_version = LEAST_IR_VERSION
     return notes
