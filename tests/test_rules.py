@@ -93,7 +93,8 @@ ORDER = [
 PACKAGE_ORDERS = {
     "models": ["body", "fusion", "resnet", "vgg", "reactnet"],
     "onnx": [
-        "protos", "functions", "graphs", "mirroring", "rewrite", "layers", "program", "sessions", "unpacking", "exporting",
+        "protos", "functions", "graphs", "mirroring", "rewrite", "layers", "program", "sessions",
+        "unpacking", "exporting",
     ],
 }  # fmt: skip
 

@@ -188,13 +188,23 @@ def _needed(between: list[NodeProto], layers: list[NodeProto]) -> set[str]:
 
 def _part(graph: Graph, nodes: list[NodeProto], inputs: list[str], outputs: list[str]) -> ModelProto:
     """A model of some of the nodes."""
-    model = ModelProto()
-    model.CopyFrom(graph.model)
+    values = {name: graph.value(name) for name in (*inputs, *outputs)}
+    if unknown := [name for name, value in values.items() if not value.type.WhichOneof("value")]:
+        raise ValueError(f"the file must say the type of {unknown[0]!r}, or it must follow from the nodes before it")
     used = set(names_used(nodes))
-    fixed = [tensor for name, tensor in graph.fixed.items() if name in used]
-    infos = [graph.value(name) for name in (*inputs, *outputs)]
-    model.graph.CopyFrom(helper.make_graph(nodes, graph.proto.name, infos[: len(inputs)], infos[len(inputs) :], fixed))
-    return model
+    part = helper.make_graph(
+        nodes,
+        graph.proto.name,
+        [values[name] for name in inputs],
+        [values[name] for name in outputs],
+        [tensor for name, tensor in graph.fixed.items() if name in used],
+    )
+    return helper.make_model(
+        part,
+        functions=[function for function in graph.model.functions if function.domain != DOMAIN],
+        opset_imports=graph.model.opset_import,
+        ir_version=graph.model.ir_version,
+    )
 
 
 def _described(value: ValueInfoProto) -> Value:

@@ -23,6 +23,7 @@ _CONTRIB = "ai.onnx.contrib"  # the only domain that Python operators can have
 _OPERATOR = "SubbitLayer"
 _layers: dict[int, torch.nn.Module] = {}  # of sessions that live
 _numbers = count()
+_with_library = weakref.WeakSet[onnxruntime.SessionOptions]()
 
 
 def session(
@@ -39,7 +40,8 @@ def session(
     Args:
         path: the file.
         providers: of ONNX Runtime; None for the CPU's.
-        sess_options: of the session; the library of onnxruntime-extensions is added to them.
+        sess_options: of the session; the library of onnxruntime-extensions is registered in them, which must not be
+            done by others too.
 
     Raises:
         ImportError: onnxruntime-extensions is not installed.
@@ -64,7 +66,9 @@ def session(
     graph.look_up()
     graph.remove_unused(weights)
     options = onnxruntime.SessionOptions() if sess_options is None else sess_options
-    options.register_custom_ops_library(library)
+    if options not in _with_library:  # registering it twice is an error
+        options.register_custom_ops_library(library)
+        _with_library.add(options)
     given = ["CPUExecutionProvider"] if providers is None else list(providers)
     _layers.update(zip(numbers, layers, strict=True))
     try:
