@@ -257,6 +257,14 @@ def test_the_result_decodes_when_it_is_loaded(saved, tmp_path):
     assert [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node] == ["Conv"]
 
 
+def test_a_file_may_replace_itself(saved, tmp_path):
+    dense, subbit, _ = saved(conv_model())
+    both = tmp_path / "both.onnx"
+    both.write_bytes(dense.read_bytes())
+    subbit_onnx.convert(both, both)
+    assert both.read_bytes() == subbit.read_bytes()
+
+
 def test_external_data(saved, tmp_path):
     model = conv_model()
     onnx.save(model, tmp_path / "dense.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
@@ -335,6 +343,10 @@ def test_what_is_skipped_and_why(tmp_path):
     model = make_model([same], {"w": conv_weight()}, inputs=[("x", ["n", 16, "h", "w"])])
     onnx.save(model, tmp_path / "dense.onnx")
     refuses(tmp_path / "dense.onnx", tmp_path, match="size the file does not say")
+    biased = helper.make_node("Conv", ["x", "w", "b"], ["y"])
+    inputs = [("x", ["n", 16, 9, 9]), ("b", [8])]
+    onnx.save(make_model([biased], {"w": conv_weight()}, inputs=inputs), tmp_path / "dense.onnx")
+    refuses(tmp_path / "dense.onnx", tmp_path, match="the bias is not constant: it depends on the input 'b'")
     gemm = helper.make_node("Gemm", ["x", "w"], ["y"], transA=1)
     model = make_model([gemm], {"w": np.ones((16, 8), np.float32)}, inputs=[("x", [16, "n"])], rank=2)
     onnx.save(model, tmp_path / "dense.onnx")

@@ -34,8 +34,8 @@ _LAYERS = ("Conv", "Gemm", "MatMul")
 def convert(path_in: str | os.PathLike[str], path_out: str | os.PathLike[str]) -> Report:
     """Writes a file that computes the same and holds sub-bit weights packed.
 
-    Every Conv, Gemm and MatMul becomes a node of the domain ``subbit_infer`` if its weight is constant (an
-    initializer, or computed from such) and sub-bit; a Sign in front of it becomes part of it. The node's meaning is in
+    Every Conv, Gemm and MatMul of the main graph becomes a node of the domain ``subbit_infer`` if its weight is
+    constant (an initializer, or computed from such) and sub-bit; a Sign in front of it becomes part of it. The node's meaning is in
     the file too, as a function of standard operators, so any ONNX runtime runs it; :func:`subbit_infer.onnx.session`
     runs it by our kernels. Everything else stays as it was. External data comes into the file.
 
@@ -162,8 +162,10 @@ def _convert_node(graph: Graph, node: NodeProto) -> LayerReport | None:
             raise NotSubbitError(f"weights are {layer.weight.dtype}")
         dense = torch.tensor(layer.weight)
         packed = recognize_folded(dense, None if layer.bias is None else torch.tensor(layer.bias))
-    except (NotSubbitError, NotConstantError) as error:
+    except NotSubbitError as error:
         return LayerReport(name, shape, why=str(error))
+    except NotConstantError as error:
+        return LayerReport(name, shape, why=f"the bias is not constant: {error}")
     sign = graph.makers.get(node.input[0])
     takes_sign = sign is not None and sign.op_type == "Sign" and sign.domain in ("", "ai.onnx")
     kind = Kind(node.op_type != "Conv", 1 if takes_sign else 32, 0)
