@@ -13,6 +13,8 @@ from helpers import UNIT_1X1, UNIT_3X3, dense_weight, integers, random_weight
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime_extensions")
+pytest.importorskip("onnxscript")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
@@ -411,6 +413,21 @@ def test_files_without_layers_are_refused(tmp_path):
     for load in (subbit_onnx.load, subbit_onnx.session):
         with pytest.raises(ValueError, match="must have nodes of the domain subbit_infer"):
             load(tmp_path / "dense.onnx")
+
+
+def test_what_onnx_runtime_cannot_run_is_refused_in_one_line(saved):
+    _, subbit, _ = saved(conv_model(node=[helper.make_node("Relu", ["x"], ["h"], "relu")]))
+
+    def unknown_operator(model, node, attributes):
+        node.domain, model.graph.node[1].input[0] = "somewhere", "h"
+        model.graph.value_info.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, ["n", 16, 9, 9]))
+        model.opset_import.append(helper.make_opsetid("somewhere", 1))
+
+    spoil(subbit, unknown_operator)
+    for load in (subbit_onnx.load, subbit_onnx.session):
+        with pytest.raises(ValueError, match=r"ONNX Runtime cannot run .*subbit\.onnx") as caught:
+            load(subbit)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_program_describes_and_checks_what_it_takes(saved):

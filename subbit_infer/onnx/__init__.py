@@ -3,8 +3,9 @@
 Needs ``pip install subbit-infer[onnx]``; import it as ``subbit_infer.onnx``.
 
 One file serves everybody: its nodes are functions of standard operators, which decode the weights while ONNX Runtime
-loads it, and :func:`load` puts our kernels in their place. Milliseconds on one thread of a Zen 4 core (224x224, batch 1,
-ONNX Runtime 1.32, onnxruntime-extensions 0.15.2; the last column is loading, dense and converted, in plain ONNX Runtime)::
+loads it, and :func:`load` puts our kernels in their place. Milliseconds on one thread of an AMD Zen 4 core (224x224,
+batch 1, ONNX Runtime 1.32, onnxruntime-extensions 0.15.2); the last column is what plain ONNX Runtime takes to load the
+dense and the converted file::
 
                              dense   converted, in plain ONNX Runtime   load()   session()   to load
     ResNet-18                 33.5                               33.6     13.5        94.6   160, 400
@@ -15,8 +16,9 @@ ONNX Runtime 1.32, onnxruntime-extensions 0.15.2; the last column is loading, de
 
 :func:`session` is slow because Python operators of onnxruntime-extensions copy what they take and give their results
 as lists of Python numbers. Such an operator exists in the domain ``ai.onnx.contrib`` alone and takes attributes of
-single numbers and strings. There it does win over a function of its name in the file, but Conv takes lists, so nodes are
-renamed while the file is loaded. A native library of operators needs ONNX Runtime's C headers, which its package lacks.
+single numbers and strings. There it does win over a function of its name in the file, but Conv takes lists, so nodes
+are renamed while the file is loaded. A native library of operators needs ONNX Runtime's C headers, which its package
+does not have. The sign of NaN is NaN in plain ONNX Runtime, and 0 in our kernels.
 """
 
 try:

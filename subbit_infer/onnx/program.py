@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from subbit_infer.onnx.functions import DOMAIN
 from subbit_infer.onnx.graphs import Graph, names_used
 from subbit_infer.onnx.layers import layer_nodes, layer_of
-from subbit_infer.onnx.protos import read
+from subbit_infer.onnx.protos import first_line, read
 
 Array = NDArray[Any]
 
@@ -140,7 +140,7 @@ def load(
         session = None
         if outputs:
             part = _part(graph, between, inputs, outputs)
-            session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=given)
+            session = runtime_session(part, options, given, path)
         stages.append(
             _Stage(
                 session,
@@ -155,6 +155,20 @@ def load(
         [_described(value) for value in graph.proto.output],
         stages,
     )
+
+
+def runtime_session(
+    model: ModelProto, options: onnxruntime.SessionOptions, providers: Sequence[str], path: str | os.PathLike[str]
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session of what was made of a file.
+
+    Raises:
+        ValueError: ONNX Runtime does not take it.
+    """
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's own kinds derive from nothing narrower
+        raise ValueError(f"ONNX Runtime cannot run {path}: {first_line(error)}") from error
 
 
 def _options() -> onnxruntime.SessionOptions:

@@ -35,9 +35,10 @@ def convert(path_in: str | os.PathLike[str], path_out: str | os.PathLike[str]) -
     """Writes a file that computes the same and holds sub-bit weights packed.
 
     Every Conv, Gemm and MatMul of the main graph becomes a node of the domain ``subbit_infer`` if its weight is
-    constant (an initializer, or computed from such) and sub-bit; a Sign in front of it becomes part of it. The node's meaning is in
-    the file too, as a function of standard operators, so any ONNX runtime runs it; :func:`subbit_infer.onnx.session`
-    runs it by our kernels. Everything else stays as it was. External data comes into the file.
+    constant (an initializer, or computed from such) and sub-bit; a Sign in front of it becomes part of it. The node's
+    meaning is in the file too, as a function of standard operators, so any ONNX runtime runs it;
+    :func:`subbit_infer.onnx.load` runs it by our kernels. Everything else stays as it was. External data comes into
+    the file.
 
     Args:
         path_in: an ONNX file.

@@ -16,7 +16,7 @@ from onnx import helper
 from subbit_infer.onnx.functions import DOMAIN
 from subbit_infer.onnx.graphs import Graph
 from subbit_infer.onnx.layers import layer_nodes, layer_of
-from subbit_infer.onnx.program import run_layer
+from subbit_infer.onnx.program import run_layer, runtime_session
 from subbit_infer.onnx.protos import read
 
 _CONTRIB = "ai.onnx.contrib"  # the only domain that Python operators can have
@@ -72,7 +72,7 @@ def session(
     given = ["CPUExecutionProvider"] if providers is None else list(providers)
     _layers.update(zip(numbers, layers, strict=True))
     try:
-        made = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=given)
+        made = runtime_session(model, options, given, path)
     except BaseException:
         _forget(numbers)
         raise
