@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -10,9 +12,6 @@ from subbit_infer.weight import PackedWeight
 
 TOLERANCE = 1e-5
 """How far, relative to alpha, a magnitude may be from it: training code computes sign(w) as (sign(w) - w) + w."""
-
-UNITS = (codebooks.UNIT_3X3, codebooks.UNIT_1X1)
-"""The units that kernels are compiled for (paper, Table 5)."""
 
 
 class NotSubbitError(ValueError):
@@ -29,7 +28,7 @@ def recognize(weight: Tensor, bias: Tensor | None = None, *, tolerance: float = 
 
     Returns:
         The packed weight of the units 1x3x3 or 8x1x1. Its scale, alpha, is the channel's magnitude where that is one
-        number, and the mean magnitude else.
+        number, and the mean magnitude else; it is negative in channels whose opposite needs fewer bits an index.
 
     Raises:
         NotSubbitError: it is not; why is the message.
@@ -44,12 +43,48 @@ def recognize(weight: Tensor, bias: Tensor | None = None, *, tolerance: float = 
         raise NotSubbitError(f"the weight has shape {tuple(weight.shape)}")
     check_unit(weight)
     scale = alpha_of(weight, tolerance)
+    signs = weight.sign()
+    packed = _pack(signs, scale, bias)
+    if packed is None or packed.tau > 1:
+        turned = _turned(signs)
+        if bool((turned < 0).any()):
+            other = _pack(signs * turned[:, None, None, None], scale, bias)
+            if other is not None and (packed is None or other.tau < packed.tau):
+                packed = replace(other, scale=scale * turned)
+    if packed is None:
+        raise NotSubbitError(f"more than {codebooks.MAX_CODEWORDS} distinct units")
+    return packed
+
+
+def _pack(signs: Tensor, scale: Tensor, bias: Tensor | None) -> PackedWeight | None:
+    """The packed weight, or None where there are too many distinct units."""
     try:
-        return PackedWeight.from_dense(weight.sign() * scale[:, None, None, None], bias=bias)
+        return PackedWeight.from_dense(signs * scale[:, None, None, None], bias=bias)
     except ValueError as error:
         if "distinct units" not in str(error):
             raise
-        raise NotSubbitError(f"more than {codebooks.MAX_CODEWORDS} distinct units") from error
+        return None
+
+
+def _turned(signs: Tensor) -> Tensor:
+    """(C_out,) of +-1: -1 for channels whose opposite brings fewer new units.
+
+    A BatchNorm of negative gain that was folded into a weight turns its channels around, so that up to twice as many
+    distinct units occur. A negative scale turns them back.
+    """
+    unit = codebooks.default_unit((signs.shape[2], signs.shape[3]))
+    bits = (codebooks.units_of(signs, unit) > 0).flatten(2).to(torch.int64)
+    taps = bits.shape[2]
+    numbers = (bits << torch.arange(taps, device=bits.device)).sum(2).cpu()
+    seen = torch.zeros(2**taps, dtype=torch.bool)
+    turned = torch.ones(len(numbers))
+    for channel, units in enumerate(numbers):
+        own = units.unique()
+        opposite = 2**taps - 1 - own
+        if int((~seen[opposite]).sum()) < int((~seen[own]).sum()):
+            turned[channel], own = -1, opposite
+        seen[own] = True
+    return turned.to(signs.device)
 
 
 def check_unit(weight: Tensor) -> None:

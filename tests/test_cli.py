@@ -10,7 +10,6 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,14 +24,6 @@ from subbit_infer.cli.exported import load_program
 
 SHAPE = "2x3x10x10"
 X = torch.randn(2, 3, 10, 10, generator=torch.Generator().manual_seed(1))
-
-
-def needs(*modules: str):
-    """For what other parts of the package do, where they are there."""
-    wanted = [f"subbit_infer.{name}" for name in modules]
-    wanted += ["onnx", "onnxruntime", "onnxscript"] if "onnx" in modules else []
-    missing = [name for name in wanted if find_spec(name) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"there is no {', '.join(missing)}")
 
 
 def dense() -> torch.nn.Sequential:
@@ -268,7 +259,6 @@ class TestInfo:
         for path in ("cut.onnx", "empty.onnx"):
             assert "is not an ONNX file" in fail("info", path)
 
-    @needs("checkpoint")
     def test_checkpoint(self):
         state = {"a.weight": torch.randn(4, 8, 3, 3), "a.binarize.patterns": torch.randn(8, 9), "b": torch.ones(3)}
         torch.save({"state_dict": state}, "c.pt")
@@ -331,7 +321,6 @@ class TestExport:
         monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         assert fail("export", "zoo:converted", "-o", "m.pt2", "--input", SHAPE) == "subbit: error: disk full"
 
-    @needs("onnx")
     def test_onnx(self):
         succeed("export", "zoo:converted", "-o", "m.onnx", "--input", SHAPE)
         assert sum(data("info", "m.onnx")["subbit_nodes"].values()) == 1
@@ -351,7 +340,6 @@ class TestExplain:
         line = fail("explain", "zoo:converted", "--input", "1x4x10x10")
         assert "example_input must be an input of Sequential" in line
 
-    @needs("convert")
     def test_dense_models_are_converted_first(self):
         assert len(data("explain", "zoo:dense", "--input", SHAPE)["layers"]) == 1
 
@@ -372,7 +360,6 @@ class TestBench:
         assert data("bench", "zoo:converted", "--input", SHAPE, "--rounds", 1, "--threads", 2)["threads"] == 2
         assert torch.get_num_threads() == before
 
-    @needs("convert")
     @pytest.mark.parametrize("source", ["zoo:dense", "m.pt2"])
     def test_against_the_original(self, source):
         export_program("m.pt2")
@@ -380,17 +367,14 @@ class TestBench:
         times = found["milliseconds"]
         assert found["speedup"] == pytest.approx(times["original"] / times["converted"])
 
-    @needs("convert")
     def test_nothing_to_convert(self):
         assert "nothing to convert: none of 1 layer of zoo:plain" in fail("bench", "zoo:plain", "--input", SHAPE)
 
-    @needs("onnx")
     def test_onnx(self):
         torch.onnx.export(dense(), (X,), "m.onnx", dynamo=True, verbose=False, external_data=False)
         assert set(data("bench", "m.onnx", "--rounds", 2)["milliseconds"]) == {"original", "converted"}
 
 
-@needs("convert")
 class TestConvert:
     def test_callable(self):
         result = run("convert", "zoo:dense", "-o", "m.safetensors", "--input", SHAPE, "--json")
@@ -446,7 +430,6 @@ class TestConvert:
         succeed("convert", "zoo:dense", "-o", "m.safetensors")
         assert data("info", "m.safetensors")["kind"] == "model"
 
-    @needs("checkpoint")
     def test_checkpoint(self):
         from test_checkpoint import Network
 
@@ -461,7 +444,6 @@ class TestConvert:
         line = fail("convert", "c.pth", "-o", "n.safetensors", "--fold", status=2)
         assert "--fold and --verify are not for checkpoints" in line
 
-    @needs("onnx")
     def test_onnx(self):
         torch.onnx.export(dense(), (X,), "m.onnx", dynamo=True, verbose=False, external_data=False)
         found = data("convert", "m.onnx", "-o", "n.onnx")
@@ -473,7 +455,6 @@ class TestConvert:
         assert "not for .onnx files" in fail("convert", "m.onnx", "-o", "o.onnx", "--fold", status=2)
 
 
-@needs("compress", "convert")
 class TestCompress:
     @pytest.mark.parametrize("method", ["kmeans", "frequent"])
     def test_callable(self, method):

@@ -58,3 +58,14 @@ BINARY = dense_weight(*random_weight(UNIT_3X3, 4, 8, 16))
 def test_what_is_not_subbit(weight, why):
     with pytest.raises(NotSubbitError, match=why):
         recognize(weight)
+
+
+@pytest.mark.parametrize(("unit", "codewords"), [(UNIT_3X3, 16), (UNIT_3X3, 200), (UNIT_1X1, 16)])
+def test_channels_that_a_folded_norm_turned_around(unit, codewords):
+    """Half of a codebook's opposites are not in it: without a negative scale an index would take another bit."""
+    indices, codebook = random_weight(unit, 24, 400, codewords)
+    dense = dense_weight(indices, codebook) * torch.tensor([0.5, -2.0, 1.0])[torch.arange(24) % 3, None, None, None]
+    weight = recognize(dense)
+    assert weight.tau == recognize(dense.abs() * dense_weight(indices, codebook)).tau
+    assert bool((weight.scale < 0).any())
+    assert torch.equal(weight.decode(), dense)

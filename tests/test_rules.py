@@ -97,6 +97,17 @@ PACKAGE_ORDERS = {
     "cli": ["screen", "exported", "sources", "outputs", "convert", "info", "bench", "explain", "env", "app"],
     "swap": ["signs", "observe", "judge", "replace"],
     "graph": ["constants", "sites", "capture", "find", "fold", "signs", "dense", "layers", "rewrite"],
+    "onnx": [
+        "protos",
+        "functions",
+        "graphs",
+        "rewrite",
+        "layers",
+        "program",
+        "sessions",
+        "unpacking",
+        "exporting",
+    ],
 }
 
 

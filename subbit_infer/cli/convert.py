@@ -68,6 +68,7 @@ def compress(
         str, typer.Option(help="How codebooks are found: frequent, kmeans, vanilla or equal_intervals.")
     ] = "frequent",
     inputs: Inputs = None,
+    fold: Fold = False,
     verify: Verify = None,
     json: Json = False,
 ) -> None:
@@ -81,11 +82,12 @@ def compress(
     if method not in METHODS:
         raise UsageError(f"--method must be {' or '.join(METHODS)}, got {method!r}")
     example = example_inputs(inputs)
+    _check_fold(fold, source, output, example)
     module = build(source)
     with working("Compressing"):
         compressed, compression = make_subbit(module, tau, method)
     check_any(compression, source)
-    converted, report = _converted(compressed, example, False, verify)
+    converted, report = _converted(compressed, example, fold, verify)
     check_any(report, source)
     write_module(converted, example, output)
     result = {"output": str(output), "bytes": output.stat().st_size}
@@ -131,10 +133,7 @@ def _convert_checkpoint(source: str, out: Path, inputs: list[str] | None, fold: 
 def _convert_torch(source: str, out: Path, inputs: list[str] | None, fold: bool, verify: bool | None) -> Report:
     """A module or an exported program."""
     example = example_inputs(inputs)
-    if fold and out.suffix.lower() == ".safetensors":
-        raise UsageError(f"--fold makes a graph, which .safetensors cannot hold: write .pt2 or .onnx, not {out}")
-    if fold and example is None and is_code(source):
-        raise UsageError("--fold needs --input, to trace the model with")
+    _check_fold(fold, source, out, example)
     model: Any = build(source) if is_code(source) else read_program(source)
     converted, report = _converted(model, example, fold, verify)
     check_any(report, source)
@@ -143,6 +142,13 @@ def _convert_torch(source: str, out: Path, inputs: list[str] | None, fold: bool,
     else:
         write_program(converted, out)
     return report
+
+
+def _check_fold(fold: bool, source: str, out: Path, example: Any) -> None:
+    if fold and out.suffix.lower() == ".safetensors":
+        raise UsageError(f"--fold makes a graph, which .safetensors cannot hold: write .pt2 or .onnx, not {out}")
+    if fold and example is None and is_code(source):
+        raise UsageError("--fold needs --input, to trace the model with")
 
 
 def _converted(model: Any, example: Any, fold: bool, verify: bool | None) -> tuple[Any, Report]:

@@ -67,10 +67,10 @@ def write_module(module: nn.Module, example: tuple[Tensor, ...] | None, out: Pat
             program = _traced(module, example)
         write_program(program, out)
         return
-    from subbit_infer import onnx
+    from subbit_infer.onnx import export
 
     with working("Exporting"), replacing(out) as temporary:
-        onnx.export(module, example, temporary)
+        export(module, example, temporary)
 
 
 def _traced(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
