@@ -358,6 +358,59 @@ class TestSigns:
         assert len(packing) == 1
         torch.testing.assert_close(packing[0].pack_shift, shift.flatten())
 
+    def test_the_published_training_code(self):
+        """Its activations, shifts and weights, which it looks up in a table that it also keeps as an attribute."""
+
+        class Shift(nn.Module):
+            def __init__(self, seed):
+                super().__init__()
+                self.bias = nn.Parameter(integers(1, C, 1, 1, seed=seed) / 4)
+
+            def forward(self, x):
+                return x + self.bias.expand_as(x)
+
+        class Activation(nn.Module):
+            def forward(self, x):
+                low, high = (x < 0).type(torch.float32), (x < 1).type(torch.float32)
+                smooth = (x * x + 2 * x) * low + (2 * x - x * x) * (1 - low)
+                smooth = smooth * high + 1 * (1 - high)
+                return torch.sign(x).detach() - smooth.detach() + smooth
+
+        class Conv(nn.Module):
+            def __init__(self, seed):
+                super().__init__()
+                _, codebook = random_weight(UNIT_3X3, C, C, 16, seed)
+                self.weight = nn.Parameter(torch.rand(C, C, 3, 3))
+                self.table = nn.Module()
+                self.table.patterns = nn.Parameter(codebook.flatten(1))
+                self.table.memory = self.table.patterns.detach().sign()
+
+            def forward(self, x):
+                kept = (self.table.patterns.abs() >= 1e-3).to(torch.float32)
+                self.table.memory = self.table.patterns.sign() * kept + self.table.memory.to(x.device) * (1 - kept)
+                distances = torch.norm(self.weight.view(-1, 1, 9) - self.table.memory[None], dim=2)
+                signs = self.table.memory[distances.argmin(1)].view(self.weight.shape)
+                return F.conv2d(x, self.weight.abs().mean((1, 2, 3), keepdim=True).detach() * signs, padding=1)
+
+        def forward(m, x):
+            for shift, activation, conv, bn, before, prelu, behind in zip(*[iter(m)] * 7, strict=True):
+                x = behind(prelu(before(bn(conv(activation(shift(x)))) + x)))
+            return x
+
+        blocks = [
+            part
+            for seed in range(2)
+            for part in (Shift(seed), Activation(), Conv(seed), norm(seed), Shift(2), nn.PReLU(C), Shift(3))
+        ]
+        model = Lambda(forward, *blocks).eval()
+        new, report = rewrite(capture(model, (X,)))
+        assert [(r.name, r.activation_bits) for r in report.converted] == [("m.2", 1), ("m.9", 1)]
+        assert [layer.output for layer in layers(new)] == ["both", "float"]
+        left = [name for name in operators(new) if "sym_size" not in name]
+        assert left == ["aten.expand.default", "aten.add.Tensor", *["<built-in function getitem>"] * 2]
+        with torch.no_grad():
+            torch.testing.assert_close(new(X), model(X), rtol=1e-5, atol=1e-4)
+
     def test_a_layer_that_takes_plus_one_for_zero(self):
         first = SubbitConv2d.from_dense(subbit_conv(), activation_bits=1)
         second = SubbitConv2d.from_dense(subbit_conv(seed=1), activation_bits=1, sign_zero=1)

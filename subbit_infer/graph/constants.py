@@ -70,6 +70,9 @@ class Constants:
         Returns:
             (channels,) float64; None where it is no such constant.
         """
+        value = plain(value)
+        if isinstance(value, fx.Node) and value.target is torch.ops.aten.expand.default:
+            value = value.args[0]  # to sizes that may be those of the input
         if not self.is_constant(value):
             return None
         found = self.value(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -21,7 +23,7 @@ def to_layers(module: fx.GraphModule) -> fx.GraphModule:
     """
     graph = module.graph
     graph.eliminate_dead_code()
-    taken = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    taken = {place for node in graph.nodes if node.op == "get_attr" for place in _places(str(node.target))}
     for node, site in sites(graph):
         name = _free_name(site.name, taken)
         taken.add(name)
@@ -76,6 +78,12 @@ def _free_name(name: str, taken: set[str]) -> str:
     while free in taken:
         free, number = f"{name}_{number}", number + 1
     return free
+
+
+def _places(target: str) -> Iterator[str]:
+    """Of the modules that a tensor is in."""
+    while target := target.rpartition(".")[0]:
+        yield target
 
 
 def _put_module(module: nn.Module, name: str, layer: nn.Module) -> None:

@@ -30,6 +30,7 @@ def rewrite(module: fx.GraphModule, *, folds: bool = True) -> Converted:
     Returns:
         A graph module with SubbitConv2d and SubbitLinear layers, named as the layers they replace; and what was done.
     """
+    _drop_assertions(module.graph)
     constants = Constants(module)
     reports = find(module, constants)
     absorb(module, constants)
@@ -44,6 +45,16 @@ def rewrite(module: fx.GraphModule, *, folds: bool = True) -> Converted:
     done = {site.name: site.activation_bits for _, site in sites(module.graph)}
     reports = [_with_bits(report, done.get(report.name)) for report in reports]
     return Converted(to_layers(module), Report(tuple(reports)))
+
+
+def _drop_assertions(graph: fx.Graph) -> None:
+    """Removes what only checks that dtypes are as they were when the graph was made: it keeps alive what nobody reads.
+
+    Dtypes inside follow from those of the inputs, which layers check themselves.
+    """
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
 
 
 def _with_bits(report: LayerReport, bits: int | None) -> LayerReport:
