@@ -70,7 +70,8 @@ def convert(
     else:
         converted = swap(model, example_input, in_place=in_place)
         if fold and arguments is not None:
-            converted = graph.rewrite(graph.capture(converted.model, arguments[0]))
+            folded = graph.rewrite(graph.capture(converted.model, arguments[0]))
+            converted = folded if folded.report.converted else converted
     if verify and arguments is not None:
         _compare(expected, _run(converted.model, arguments), tolerance)
     return converted

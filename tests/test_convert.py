@@ -52,6 +52,12 @@ class TestModules:
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
         assert not layers(model)
 
+    def test_nothing_to_convert(self):
+        model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16)).eval()
+        converted, report = convert(model, X, fold=True, verify=True)
+        assert type(converted) is nn.Sequential
+        assert report.converted == ()
+
     def test_in_place(self):
         model = block()
         converted, _ = convert(model, X, in_place=True)
