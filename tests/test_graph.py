@@ -486,7 +486,7 @@ class TestPrograms:
                     assert module(x[:1]).shape[0] == 1
                     assert module(torch.cat([x, x, x])).shape[0] == 6
         """)
-        subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=tmp_path)  # not the source tree
 
     def test_its_signature_stays(self):
         class Model(nn.Module):

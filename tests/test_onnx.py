@@ -647,8 +647,8 @@ def test_an_exported_reactnet(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "onnxscript"])
-def test_without_onnx_the_package_imports_and_says_what_to_install(missing):
+def test_without_onnx_the_package_imports_and_says_what_to_install(missing, tmp_path):
     code = f"import sys; sys.modules[{missing!r}] = None; import subbit_infer; import subbit_infer.onnx"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     last = done.stderr.strip().splitlines()[-1]
     assert last == f"ImportError: subbit_infer.onnx needs {missing}: pip install subbit-infer[onnx]"
