@@ -1,0 +1,24 @@
+#include "cuda/launch.h"
+
+#include "cuda/sharing.h"
+
+namespace subbit {
+
+bool can_run(Route route, const CudaParams& params) {
+  switch (route) {
+    case Route::kSharing:
+      return can_run_sharing(params);
+    case Route::kProduct:
+      break;
+  }
+  return false;
+}
+
+cudaError_t launch(Route route, const CudaParams& params, const CudaOperands& operands, cudaStream_t stream) {
+  if (!can_run(route, params)) return cudaErrorNotSupported;
+  const ConvParams& conv = params.conv;
+  if (conv.batch == 0 || conv.out_channels == 0 || conv.out_height == 0 || conv.out_width == 0) return cudaSuccess;
+  return launch_sharing(params, operands, stream);
+}
+
+}  // namespace subbit
