@@ -41,13 +41,13 @@ bool fit(SharingTile& tile, const CudaParams& params, const DeviceLimits& limits
 //   gather    a row an output
 //   respond   a codeword's row is written, and about 2.2 rows of sums are read for it (sharing.cuh)
 //   sums      12 or 16 rows written, from as many loads; about 25 in all
-// Fewer than 8 warps cannot keep it busy. Expected from arithmetic, not yet measured.
+// Fewer than 4 warps, one a scheduler, cannot keep it busy. Expected from arithmetic, not yet measured.
 double cost(const SharingTile& tile, const CudaParams& params, const DeviceLimits& limits) {
   const std::int64_t rounds = ceil_div(tile.blocks(params), limits.multiprocessors);
   const double unit = tile.words_per_lane * (tile.outputs() + 3.2 * params.codewords + 25);
   const std::int64_t by_memory = std::max(1, limits.shared_per_multiprocessor / (tile.shared_bytes + 1024));
   const std::int64_t resident = std::min({rounds, by_memory, std::int64_t{kSharingWarps / tile.warps}});
-  return static_cast<double>(rounds) * unit * std::max(1.0, 8.0 / static_cast<double>(tile.warps * resident));
+  return static_cast<double>(rounds) * unit * std::max(1.0, 4.0 / static_cast<double>(tile.warps * resident));
 }
 
 }  // namespace
