@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import shutil
 import subprocess
@@ -72,6 +73,7 @@ class Problem:
     pack_shift: Tensor | None = None
     channels_last_output: bool = False
     dtype: torch.dtype = torch.float32
+    y: Tensor | None = None  # where to write, instead of memory of its own
 
     @property
     def geometry(self):
@@ -86,6 +88,8 @@ class Problem:
 
     def empty(self) -> Tensor:
         """A y full of what no result is."""
+        if self.y is not None:
+            return self.y.fill_(-12345)
         form = torch.channels_last if self.channels_last_output else torch.contiguous_format
         return torch.empty(self.sizes, dtype=self.dtype, memory_format=form).fill_(-12345)
 
@@ -342,6 +346,24 @@ def test_strides(shim, dtype, activation_bits, form, unit):
     else:
         x, residual = x[:, :1].expand(-1, 16, -1, -1), residual[:1].expand(p.sizes)
     check(shim, replace(p, x=x, epilogue=replace(p.epilogue, residual=residual), channels_last_output=True))
+
+
+def far_apart(*shape: int) -> Tensor:
+    """A float16 tensor whose images and channels are more than 2^31 elements apart, in memory that is not all there."""
+    strides = (shape[1] * (2**31 + 8), 2**31 + 8, shape[3], 1)
+    elements = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
+    no_reserve = 0x4000  # MAP_NORESERVE of Linux, which Python does not name
+    memory = mmap.mmap(-1, 2 * elements, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+    return torch.frombuffer(memory, dtype=torch.float16, count=elements).as_strided(shape, strides)
+
+
+@pytest.mark.parametrize("activation_bits", [32, 1])
+def test_offsets_beyond_2_to_the_31(shim, activation_bits):
+    x, y, residual = far_apart(2, 2, 4, 5), far_apart(2, 3, 4, 5), far_apart(2, 3, 4, 5)
+    x.copy_(integers(*x.shape))
+    residual.copy_(integers(*y.shape, seed=1))
+    p = problem(UNIT_3X3, 2, 3, 9, x=x, dtype=torch.float16, activation_bits=activation_bits, padding=(1, 1))
+    check(shim, replace(p, y=y, epilogue=Epilogue(residual=residual)))
 
 
 @pytest.mark.parametrize("activation_bits", [32, 1])
