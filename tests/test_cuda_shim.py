@@ -441,6 +441,23 @@ def test_planned_tiles_of_resnet_18(shim, channels, size, expected):
     assert tile.pixel_tiles == -(-256 * size * size // (32 * tile.words_per_lane))
 
 
+@pytest.mark.parametrize("limits", [LARGE, SMALL, (108, 166912, 167936)], ids=["9.0", "8.6", "8.0"])
+@pytest.mark.parametrize("codewords", [2, 31, 64, 129, 256])
+@pytest.mark.parametrize("activation_bits", [32, 1])
+@pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
+def test_tiles_fit_and_cover_the_outputs(shim, limits, codewords, activation_bits, unit):
+    for outputs in (1, 16, 33, 100, 256, 257, 1000):
+        p = problem(unit, 64, outputs, codewords, activation_bits=activation_bits, float_output=False)
+        tiles, planned = Call(p, limits).tiles(shim)
+        assert 0 <= planned < len(tiles)
+        for t in tiles:
+            of_block = t.warps * 64 // t.words_per_lane
+            assert t.shared_bytes <= limits[1]
+            assert (t.parts - 1) * of_block < outputs <= t.parts * of_block
+            assert 1 <= t.warps <= 16
+            assert t.halves == (activation_bits == 1)
+
+
 def test_small_problems_spread_over_the_device(shim):
     p = problem(UNIT_3X3, 512, 512, 32, (1, 7, 7), padding=(1, 1), float_output=False)
     tiles, planned = Call(p, LARGE).tiles(shim)

@@ -4,8 +4,8 @@
 //     out[o, p] = sum over units u, in their order, of R[u][index[o, u]][p]
 //
 // Pixels lie along lanes: lane l of every warp has words 4 l ... 4 l + 3 of a row (or 2 l, 2 l + 1), so whatever row an
-// index names is read by one conflict-free LDS.128 (64). Word v of lane l is pixel 32 v + l of the tile, so that the
-// lanes read and write global memory side by side.
+// index names is read by one conflict-free LDS.128 (64). Word v of lane l is pixel 32 v + l of the tile (pixels 64 v +
+// l and 64 v + 32 + l where a word has two), so that the lanes read and write global memory side by side.
 //
 // The inner loop: a byte of an index word picks a row, one load, words_per_lane additions. An addition stands for nine
 // multiply-adds of a 3x3 convolution and costs 4 bytes of shared memory, 4/9 of a byte a multiply-add (2/9 with two
@@ -18,9 +18,10 @@
 // gathers. More outputs than a block has are computed by blocks that each compute the responses: hence 16 warps, and
 // as many outputs as registers hold. All these are expected from arithmetic, not yet measured.
 //
-// Blocks of 1 to 4 units go through a pipeline: while block b is gathered from, the same warps have already made the
-// responses of b + 1 and the sums of b + 2, into the buffer that b does not use. One __syncthreads a block of units;
-// two where shared memory holds the responses only once.
+// Blocks of 1 to 4 units go through a pipeline: between two barriers the same warps gather from block b, make the
+// responses of b + 1 and the sums of b + 2, into buffers that block b does not use; some are ahead with the one while
+// others still do the other, so that what is slow in one (loads from global memory, chains of additions) hides behind
+// the rest. Where shared memory holds the responses only once, one more barrier parts gathering and responding.
 //
 // Responses are made as on the CPU (csrc/cpu/respond_scalar.cpp), addition for addition: 4 signless sums of each of the
 // three rows of taps, (x0 +- x1) +- x2, or 8 of each half of an 8x1x1 unit; a codeword is then a sum of each part times
@@ -85,7 +86,7 @@ class Sharing {
         shared_(shared_memory()),
         warp_(static_cast<int>(threadIdx.x) / kWarp),
         lane_(static_cast<int>(threadIdx.x) % kWarp),
-        units_(static_cast<int>(task.tile.units)) {
+        units_(task.tile.units) {
     const unsigned parts = static_cast<unsigned>(task.tile.parts), groups = static_cast<unsigned>(conv_.groups);
     const unsigned column = blockIdx.x / parts;
     first_output_ = static_cast<int>(blockIdx.x % parts) * task.tile.warps * kOutputs;
