@@ -209,6 +209,9 @@ class Sharing {
   template <class Source>
   SUBBIT_DEVICE void make_part_sums(const Source& source, int unit, int part, unsigned char* to) const {
     const int channel = (group_ * task_.units + unit) * unit_channels(kUnit);
+    const auto is_inside = [&](int p, int t) {
+      return (shared<std::uint16_t>(task_.tile.masks)[p] >> (kUnit == Unit::k3x3 ? part * 3 + t : 0) & 1) != 0;
+    };
     Floats taps[kPartTaps];
     SUBBIT_UNROLL
     for (int v = 0; v < kWords; ++v) {
@@ -217,20 +220,30 @@ class Sharing {
       for (int half = 0; half < kPixelsOfWord; ++half) {
         const int p = (v * kPixelsOfWord + half) * kWarp + lane_;
         const std::int64_t offset = shared<std::int64_t>(0)[p];
-        const unsigned mask = shared<std::uint16_t>(task_.tile.masks)[p];
         SUBBIT_UNROLL
         for (int t = 0; t < kPartTaps; ++t) {
+          const bool valid = is_inside(p, t);
           if constexpr (kUnit == Unit::k3x3) {
-            const std::int64_t tap = offset + part * conv_.dilation_h * conv_.x_h + t * conv_.dilation_w * conv_.x_w;
-            pair[half][t] = source(tap, channel, (mask >> (part * 3 + t) & 1) != 0);
+            const std::int64_t step = part * conv_.dilation_h * conv_.x_h + t * conv_.dilation_w * conv_.x_w;
+            pair[half][t] = source.load(offset + step, channel, valid);
           } else {
-            pair[half][t] = source(offset, channel + part * kPartTaps + t, mask != 0);
+            pair[half][t] = source.load(offset, channel + part * kPartTaps + t, valid);
           }
+          if constexpr (kHalves) pair[half][t] = source.sign(pair[half][t], valid);
         }
       }
       SUBBIT_UNROLL
       for (int t = 0; t < kPartTaps; ++t) {
         taps[t].at[v] = kHalves ? __fmaf_rn(65536.0f, pair[1][t], pair[0][t]) : pair[0][t];
+      }
+    }
+    if (!kHalves && source.binarize) {  // too many units for 16 bits
+      SUBBIT_UNROLL
+      for (int v = 0; v < kWords; ++v) {
+        SUBBIT_UNROLL
+        for (int t = 0; t < kPartTaps; ++t) {
+          taps[t].at[v] = source.sign(taps[t].at[v], is_inside(v * kWarp + lane_, t));
+        }
       }
     }
     SUBBIT_UNROLL
@@ -478,8 +491,10 @@ auto with_sharing(const SharingTask& task, F f) {
   const auto with_words = [&](auto unit, auto halves) {
     constexpr Unit kUnit = decltype(unit)::value;
     constexpr bool kHalves = decltype(halves)::value;
-    return task.tile.words_per_lane == 4 ? f(Kind<Sharing<kUnit, 4, kHalves>>{})
-                                         : f(Kind<Sharing<kUnit, 2, kHalves>>{});
+    if constexpr (sharing_most_words(kUnit, kHalves) == 4) {
+      if (task.tile.words_per_lane == 4) return f(Kind<Sharing<kUnit, 4, kHalves>>{});
+    }
+    return f(Kind<Sharing<kUnit, 2, kHalves>>{});
   };
   const auto with_unit = [&](auto unit) {
     return task.tile.halves ? with_words(unit, std::true_type{}) : with_words(unit, std::false_type{});
