@@ -1,0 +1,166 @@
+// A call of the product: x brought into the order that the kernel reads if it is not in it, a tile chosen, the kernel
+// started.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/product.cuh"
+
+namespace subbit {
+
+constexpr std::int64_t kCopyBytes = 16;  // what asynchronous copies are aligned to
+
+constexpr bool is_binary(const CudaParams& params) { return params.conv.activations == Activations::kBinary; }
+constexpr std::int64_t group_channels_of(const CudaParams& params) {
+  return params.conv.in_channels / params.conv.groups;
+}
+
+// Whether x is read where it is: words whose groups begin at whole words, or 16-bit numbers with channels side by side
+// and pieces of 16 bytes that are aligned and whole.
+inline bool reads_in_place(const CudaParams& params, const CudaOperands& operands) {
+  const ConvParams& conv = params.conv;
+  if (is_binary(params)) return conv.x_is_packed && (conv.groups == 1 || group_channels_of(params) % kWordChannels == 0);
+  const auto whole = [](std::int64_t elements) { return elements % kPieceChannels == 0; };
+  return params.element != Element::kFloat32 && conv.x_c == 1 && whole(group_channels_of(params)) && whole(conv.x_n) &&
+         whole(conv.x_h) && whole(conv.x_w) && reinterpret_cast<std::uintptr_t>(operands.x) % kCopyBytes == 0;
+}
+
+inline std::int64_t input_pixels(const CudaParams& params) {
+  return checked_product({params.conv.batch, params.conv.height, params.conv.width}, "input");
+}
+
+// Planes of x as the kernel reads it, and the bytes of one of a pixel.
+inline int input_planes(const CudaParams& params, const CudaOperands& operands) {
+  if (!is_binary(params)) return parts_of(params.element);
+  return params.conv.x_is_packed && operands.x_nonzero == nullptr ? 1 : 2;
+}
+inline std::int64_t group_bytes(const CudaParams& params) {
+  if (is_binary(params)) return ceil_div(group_channels_of(params), kWordChannels) * 8;
+  return ceil_div(group_channels_of(params), kPieceChannels) * 16;
+}
+inline std::int64_t plane_bytes(const CudaParams& params) {
+  const std::int64_t bytes =
+      checked_product({input_pixels(params), params.conv.groups, group_bytes(params)}, "scratch memory");
+  return round_up(bytes, kCopyBytes);
+}
+
+inline std::int64_t scratch_bytes(const CudaParams& params, const CudaOperands& operands) {
+  if (reads_in_place(params, operands)) return 0;
+  return checked_product({input_planes(params, operands), plane_bytes(params)}, "scratch memory");
+}
+
+// x, read in place or rearranged into the scratch memory.
+template <class T>
+Status start_input(const CudaParams& params, const CudaOperands& operands, Stream stream, ProductInput& input) {
+  const ConvParams& conv = params.conv;
+  const std::int64_t group = group_bytes(params);
+  input.tap_pieces = is_binary(params) ? group / 8 : group / 16;
+  input.group = group;
+  if (reads_in_place(params, operands)) {
+    if (is_binary(params)) {
+      input.planes[0] = reinterpret_cast<const unsigned char*>(operands.x_plus);
+      input.planes[1] = reinterpret_cast<const unsigned char*>(operands.x_nonzero);
+      input.w = ceil_div(conv.in_channels, kWordChannels) * 8;
+      input.h = conv.width * input.w;
+      input.n = conv.height * input.h;
+    } else {
+      input.planes[0] = static_cast<const unsigned char*>(operands.x);
+      input.n = conv.x_n * 2;
+      input.h = conv.x_h * 2;
+      input.w = conv.x_w * 2;
+    }
+    return kStarted;
+  }
+  auto* scratch = static_cast<unsigned char*>(operands.scratch);
+  const int planes = input_planes(params, operands);
+  for (int i = 0; i < planes; ++i) input.planes[i] = scratch + i * plane_bytes(params);
+  input.w = conv.groups * group;
+  input.h = conv.width * input.w;
+  input.n = conv.height * input.h;
+  if (is_binary(params) && conv.x_is_packed) {
+    return start_regroup({input_pixels(params), conv.groups, group_channels_of(params),
+                          {operands.x_plus, operands.x_nonzero},
+                          {reinterpret_cast<std::uint64_t*>(scratch),
+                           reinterpret_cast<std::uint64_t*>(scratch + plane_bytes(params))}},
+                         stream);
+  }
+  if (is_binary(params)) {  // always with nonzero: the sign of NaN is 0 even where that of 0 is not
+    return start_pack({conv.batch, conv.height, conv.width, conv.groups, group_channels_of(params), operands.x,
+                       params.element, conv.x_n, conv.x_c, conv.x_h, conv.x_w, nullptr, conv.sign_zero,
+                       reinterpret_cast<std::uint32_t*>(scratch),
+                       reinterpret_cast<std::uint32_t*>(scratch + plane_bytes(params))},
+                      stream);
+  }
+  return start_arrange<T>({conv.batch, conv.height, conv.width, conv.groups, group_channels_of(params), operands.x,
+                           params.element, conv.x_n, conv.x_c, conv.x_h, conv.x_w, reinterpret_cast<uint4*>(scratch)},
+                          stream);
+}
+
+inline std::int64_t output_pixels(const CudaParams& params) {
+  return checked_product({params.conv.batch, params.conv.out_height, params.conv.out_width}, "output");
+}
+
+// Outputs of a group that tiles must cover: those there are, and what fills the last word of packed results.
+inline std::int64_t covered_outputs(const CudaParams& params) {
+  const std::int64_t outputs = params.group_outputs();
+  return params.conv.packs && params.conv.groups == 1 ? round_up(outputs, kWordChannels) : outputs;
+}
+
+template <class Tile>
+std::int64_t blocks_of(const CudaParams& params) {
+  return checked_product({ceil_div(output_pixels(params), Tile::kPixels), params.conv.groups,
+                          ceil_div(covered_outputs(params), Tile::kOutputs)},
+                         "grid");
+}
+
+template <class Kind, class Tile>
+Status start_tile(ProductArgs args, Stream stream) {
+  const std::int64_t blocks = blocks_of<Tile>(args.params);
+  args.output_tiles = ceil_div(covered_outputs(args.params), Tile::kOutputs);
+  return start<Product<Kind, Tile>>(blocks, Product<Kind, Tile>::kSharedBytes, args, stream);
+}
+
+// As many blocks as the devices in question have multiprocessors (108 to 144). A constant, so that the bits of a result
+// do not depend on the device.
+constexpr std::int64_t kEnoughBlocks = 128;
+
+// T is the element of x, which binary activations do not need.
+template <class Kind, class Large, class Small, class T>
+Status run_product(const CudaParams& params, const CudaOperands& operands, Stream stream) {
+  const ConvParams& conv = params.conv;
+  ProductArgs args{};
+  args.params = params;
+  args.operands = operands;
+  args.weight = product_weight_shape(params);
+  args.pixels = output_pixels(params);
+  args.y_words = ceil_div(conv.out_channels, kWordChannels) * 2;
+  const auto even = [](std::int64_t elements) { return elements % 2 == 0; };
+  args.stores_pairs = conv.y_c == 1 && even(conv.y_n) && even(conv.y_h) && even(conv.y_w) &&
+                      even(params.group_outputs()) &&
+                      reinterpret_cast<std::uintptr_t>(operands.y) % (2 * element_bytes(params.element)) == 0;
+  const Status status = start_input<T>(params, operands, stream, args.x);
+  if (status != kStarted) return status;
+  if (blocks_of<Large>(params) >= kEnoughBlocks) return start_tile<Kind, Large>(args, stream);
+  return start_tile<Kind, Small>(args, stream);
+}
+
+using SmallTile = ProductTile<1, 4, 1, 1, 4, 4, 3>;
+
+inline bool runs_product(const CudaParams& params) {
+  const ConvParams& conv = params.conv;
+  // Positions in x are 32-bit numbers, padding and the farthest tap counted; so are steps of K, and counts of bits.
+  constexpr std::int64_t kMostPositions = 1 << 29, kMostChannels = 1 << 24;
+  const auto fits = [](std::int64_t size, std::int64_t pad, std::int64_t dilation, std::int64_t out) {
+    return size < kMostPositions && pad < kMostPositions && dilation < kMostPositions / 2 && out < kMostPositions;
+  };
+  if (!fits(conv.height, conv.pad_h, conv.dilation_h, conv.out_height) ||
+      !fits(conv.width, conv.pad_w, conv.dilation_w, conv.out_width)) {
+    return false;
+  }
+  if (conv.batch >= kMostPositions || group_channels_of(params) > kMostChannels) return false;
+  // Packed results of groups that end inside words would need words that two blocks write.
+  if (conv.packs && conv.groups > 1 && params.group_outputs() % kWordChannels != 0) return false;
+  return blocks_of<SmallTile>(params) <= kMostBlocks;
+}
+
+}  // namespace subbit
