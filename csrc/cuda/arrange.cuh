@@ -13,21 +13,18 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cuda/pack.cuh"
 #include "cuda/params.h"
 #include "cuda/pixel.cuh"
 #include "cuda/platform.h"
+#include "cuda/product_weight.h"
 #include "cuda/start.cuh"
 
 namespace subbit {
-
-constexpr int kPieceChannels = 8;  // 16 bytes
 
 struct ArrangeArgs {
   std::int64_t batch, height, width;
   std::int64_t groups, group_channels;
   const void* x;
-  Element element;
   std::int64_t x_n, x_c, x_h, x_w;
   uint4* arranged;  // [part][n][row][column][group][piece]
 
@@ -35,8 +32,6 @@ struct ArrangeArgs {
   SUBBIT_HOST_DEVICE std::int64_t group_pieces() const { return divide_up(group_channels, kPieceChannels); }
   SUBBIT_HOST_DEVICE std::int64_t pieces() const { return groups * group_pieces(); }
 };
-
-constexpr int parts_of(Element element) { return element == Element::kFloat32 ? 3 : 1; }
 
 struct Parts {
   std::uint16_t part[3];  // low, middle, high

@@ -1,5 +1,6 @@
 #include "cuda/launch.h"
 
+#include "cuda/product.h"
 #include "cuda/sharing.h"
 
 namespace subbit {
@@ -9,7 +10,7 @@ bool can_run(Route route, const CudaParams& params) {
     case Route::kSharing:
       return can_run_sharing(params);
     case Route::kProduct:
-      break;
+      return can_run_product(params);
   }
   return false;
 }
@@ -18,7 +19,7 @@ cudaError_t launch(Route route, const CudaParams& params, const CudaOperands& op
   if (!can_run(route, params)) return cudaErrorNotSupported;
   const ConvParams& conv = params.conv;
   if (conv.batch == 0 || conv.out_channels == 0 || conv.out_height == 0 || conv.out_width == 0) return cudaSuccess;
-  return launch_sharing(params, operands, stream);
+  return route == Route::kSharing ? launch_sharing(params, operands, stream) : launch_product(params, operands, stream);
 }
 
 }  // namespace subbit

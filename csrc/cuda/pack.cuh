@@ -94,13 +94,6 @@ struct PackPixelsAlong {
   }
 };
 
-// Blocks of a body that loops over items: enough to fill any device, so that no thread has long loops.
-constexpr std::int64_t blocks_for(std::int64_t items, int threads) {
-  constexpr std::int64_t kMost = 1 << 16;
-  const std::int64_t blocks = ceil_div(items, threads);
-  return blocks < kMost ? blocks : kMost;
-}
-
 inline Status start_pack(const PackArgs& args, Stream stream) {
   const std::int64_t items = args.pixels() * args.halves();
   if (items == 0) return kStarted;

@@ -1,6 +1,7 @@
 #include "cuda/product.h"
 
-#include "cuda/product_run.cuh"
+#include "cuda/product_input.cuh"
+#include "cuda/product_weight.cuh"
 
 namespace subbit {
 

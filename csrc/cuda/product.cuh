@@ -1,5 +1,5 @@
 // The tensor cores' route: the convolution as one product of matrices, pixels by K times K by outputs, K being taps
-// times channels (product_weight.cuh has its order). The patches of x are never written out: a block gathers those of
+// times channels (product_weight.h has its order). The patches of x are never written out: a block gathers those of
 // its tile of pixels step by step.
 //
 // Shared memory. A step of x is [pixel][64 bytes], as it comes: lane (g, t) of a warp reads the 16 bytes t of pixel g
@@ -33,15 +33,13 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "cuda/arrange.cuh"
 #include "cuda/copy_async.cuh"
 #include "cuda/epilogue.cuh"
 #include "cuda/mma.cuh"
-#include "cuda/pack.cuh"
 #include "cuda/params.h"
 #include "cuda/pixel.cuh"
 #include "cuda/platform.h"
-#include "cuda/product_weight.cuh"
+#include "cuda/product_weight.h"
 #include "cuda/start.cuh"
 
 namespace subbit {

@@ -11,9 +11,9 @@ using PlanesTile = ProductTile<2, 8, 2, 2, 1, 1, 3>;
 
 inline Status run_product_bits(const CudaParams& params, const CudaOperands& operands, Stream stream) {
   if (input_planes(params, operands) == 1) {
-    return run_product<BitsKind<1>, BitsTile, SmallTile, float>(params, operands, stream);
+    return run_product<BitsKind<1>, BitsTile, SmallTile>(params, operands, stream);
   }
-  return run_product<BitsKind<2>, PlanesTile, SmallTile, float>(params, operands, stream);
+  return run_product<BitsKind<2>, PlanesTile, SmallTile>(params, operands, stream);
 }
 
 }  // namespace subbit

@@ -1,5 +1,4 @@
-// A call of the product: x brought into the order that the kernel reads if it is not in it, a tile chosen, the kernel
-// started.
+// A call of the product: x brought into the order that the kernel reads, a tile chosen, the kernel started.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +30,7 @@ inline std::int64_t input_pixels(const CudaParams& params) {
 
 // Planes of x as the kernel reads it, and the bytes of one of a pixel.
 inline int input_planes(const CudaParams& params, const CudaOperands& operands) {
-  if (!is_binary(params)) return parts_of(params.element);
+  if (!is_binary(params)) return params.element == Element::kFloat32 ? 3 : 1;
   return params.conv.x_is_packed && operands.x_nonzero == nullptr ? 1 : 2;
 }
 inline std::int64_t group_bytes(const CudaParams& params) {
@@ -49,52 +48,8 @@ inline std::int64_t scratch_bytes(const CudaParams& params, const CudaOperands& 
   return checked_product({input_planes(params, operands), plane_bytes(params)}, "scratch memory");
 }
 
-// x, read in place or rearranged into the scratch memory.
-template <class T>
-Status start_input(const CudaParams& params, const CudaOperands& operands, Stream stream, ProductInput& input) {
-  const ConvParams& conv = params.conv;
-  const std::int64_t group = group_bytes(params);
-  input.tap_pieces = is_binary(params) ? group / 8 : group / 16;
-  input.group = group;
-  if (reads_in_place(params, operands)) {
-    if (is_binary(params)) {
-      input.planes[0] = reinterpret_cast<const unsigned char*>(operands.x_plus);
-      input.planes[1] = reinterpret_cast<const unsigned char*>(operands.x_nonzero);
-      input.w = ceil_div(conv.in_channels, kWordChannels) * 8;
-      input.h = conv.width * input.w;
-      input.n = conv.height * input.h;
-    } else {
-      input.planes[0] = static_cast<const unsigned char*>(operands.x);
-      input.n = conv.x_n * 2;
-      input.h = conv.x_h * 2;
-      input.w = conv.x_w * 2;
-    }
-    return kStarted;
-  }
-  auto* scratch = static_cast<unsigned char*>(operands.scratch);
-  const int planes = input_planes(params, operands);
-  for (int i = 0; i < planes; ++i) input.planes[i] = scratch + i * plane_bytes(params);
-  input.w = conv.groups * group;
-  input.h = conv.width * input.w;
-  input.n = conv.height * input.h;
-  if (is_binary(params) && conv.x_is_packed) {
-    return start_regroup({input_pixels(params), conv.groups, group_channels_of(params),
-                          {operands.x_plus, operands.x_nonzero},
-                          {reinterpret_cast<std::uint64_t*>(scratch),
-                           reinterpret_cast<std::uint64_t*>(scratch + plane_bytes(params))}},
-                         stream);
-  }
-  if (is_binary(params)) {  // always with nonzero: the sign of NaN is 0 even where that of 0 is not
-    return start_pack({conv.batch, conv.height, conv.width, conv.groups, group_channels_of(params), operands.x,
-                       params.element, conv.x_n, conv.x_c, conv.x_h, conv.x_w, nullptr, conv.sign_zero,
-                       reinterpret_cast<std::uint32_t*>(scratch),
-                       reinterpret_cast<std::uint32_t*>(scratch + plane_bytes(params))},
-                      stream);
-  }
-  return start_arrange<T>({conv.batch, conv.height, conv.width, conv.groups, group_channels_of(params), operands.x,
-                           params.element, conv.x_n, conv.x_c, conv.x_h, conv.x_w, reinterpret_cast<uint4*>(scratch)},
-                          stream);
-}
+// x, read in place or rearranged into the scratch memory (product_input.cuh).
+Status start_input(const CudaParams& params, const CudaOperands& operands, Stream stream, ProductInput& input);
 
 inline std::int64_t output_pixels(const CudaParams& params) {
   return checked_product({params.conv.batch, params.conv.out_height, params.conv.out_width}, "output");
@@ -124,8 +79,7 @@ Status start_tile(ProductArgs args, Stream stream) {
 // do not depend on the device.
 constexpr std::int64_t kEnoughBlocks = 128;
 
-// T is the element of x, which binary activations do not need.
-template <class Kind, class Large, class Small, class T>
+template <class Kind, class Large, class Small>
 Status run_product(const CudaParams& params, const CudaOperands& operands, Stream stream) {
   const ConvParams& conv = params.conv;
   ProductArgs args{};
@@ -138,7 +92,7 @@ Status run_product(const CudaParams& params, const CudaOperands& operands, Strea
   args.stores_pairs = conv.y_c == 1 && even(conv.y_n) && even(conv.y_h) && even(conv.y_w) &&
                       even(params.group_outputs()) &&
                       reinterpret_cast<std::uintptr_t>(operands.y) % (2 * element_bytes(params.element)) == 0;
-  const Status status = start_input<T>(params, operands, stream, args.x);
+  const Status status = start_input(params, operands, stream, args.x);
   if (status != kStarted) return status;
   if (blocks_of<Large>(params) >= kEnoughBlocks) return start_tile<Kind, Large>(args, stream);
   return start_tile<Kind, Small>(args, stream);

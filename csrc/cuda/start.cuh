@@ -52,6 +52,13 @@ Status start(std::int64_t blocks, std::size_t shared_bytes, const Args& args, St
 // Blocks of the last dimension that a grid may have.
 constexpr std::int64_t kMostBlocks = (std::int64_t{1} << 31) - 1;
 
+// Blocks of a body that loops over items: enough to fill any device, so that no thread has long loops.
+constexpr std::int64_t blocks_for(std::int64_t items, int threads) {
+  constexpr std::int64_t kMost = 1 << 16;
+  const std::int64_t blocks = (items + threads - 1) / threads;
+  return blocks < kMost ? blocks : kMost;
+}
+
 // The number of this thread among all of the grid, and of all threads: for bodies that loop over items.
 SUBBIT_DEVICE std::int64_t thread_of_grid() {
   return static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
