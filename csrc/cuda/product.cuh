@@ -94,7 +94,7 @@ struct BitsKind {
 struct ProductInput {
   const unsigned char* planes[3];
   std::int64_t n, h, w, group;
-  std::int64_t tap_pieces;  // pieces of a tap that are there
+  std::uint32_t tap_pieces;  // pieces of a tap that are there
 };
 
 struct ProductArgs {
@@ -248,8 +248,10 @@ struct Product {
     return {row * a.dilation_h, column * a.dilation_w};
   }
   static SUBBIT_DEVICE bool is_inside(const ProductArgs& a, const TilePixel& pixel, const Offset& offset) {
-    const std::int32_t row = pixel.row + offset.row, column = pixel.column + offset.column;
-    return row >= 0 && row < a.height && column >= 0 && column < a.width;
+    // As unsigned numbers the negative ones are large; & and not &&, which would branch.
+    const auto row = static_cast<std::uint32_t>(pixel.row + offset.row);
+    const auto column = static_cast<std::uint32_t>(pixel.column + offset.column);
+    return (row < static_cast<std::uint32_t>(a.height)) & (column < static_cast<std::uint32_t>(a.width));
   }
 
   // Starts the copies of a stage: [plane][step][pixel][64 bytes], and of bits then [16 outputs][step][product][lane].
@@ -258,21 +260,27 @@ struct Product {
     const int thread = static_cast<int>(threadIdx.x), piece = thread % kPieces;
     constexpr int kRows = kThreads / kPieces;  // pixels that are filled at once
     const auto tap_slots = static_cast<std::uint32_t>(a.weight.tap_slots);
+    std::int64_t from_pixel[Tile::kSteps];
+    Offset offset[Tile::kSteps];
+    bool is_there[Tile::kSteps];
     SUBBIT_UNROLL
     for (int step = 0; step < Tile::kSteps; ++step) {
       const std::uint32_t slot = (static_cast<std::uint32_t>(s) * Tile::kSteps + step) * kPieces + piece;
       const std::uint32_t tap = slot / tap_slots, in_tap = slot - tap * tap_slots;
-      const bool is_there = tap < static_cast<std::uint32_t>(a.weight.taps) && in_tap < a.x.tap_pieces;
-      const Offset offset = offset_of(a, static_cast<int>(tap));
-      const std::int64_t from_pixel = group * a.x.group + offset.row * a.x.h + offset.column * a.x.w +
-                                      static_cast<std::int64_t>(in_tap) * Kind::kPieceBytes;
+      is_there[step] = (tap < static_cast<std::uint32_t>(a.weight.taps)) & (in_tap < a.x.tap_pieces);
+      offset[step] = offset_of(a, static_cast<int>(tap));
+      from_pixel[step] = group * a.x.group + offset[step].row * a.x.h + offset[step].column * a.x.w +
+                         static_cast<std::int64_t>(in_tap) * Kind::kPieceBytes;
+    }
+    SUBBIT_UNROLL
+    for (int first = 0; first < Tile::kPixels; first += kRows) {
+      const int row = first + thread / kPieces;
+      if (Tile::kPixels % kRows != 0 && row >= Tile::kPixels) continue;
+      const TilePixel pixel = shared.pixels[row];
       SUBBIT_UNROLL
-      for (int first = 0; first < Tile::kPixels; first += kRows) {
-        const int row = first + thread / kPieces;
-        if (Tile::kPixels % kRows != 0 && row >= Tile::kPixels) continue;
-        const TilePixel& pixel = shared.pixels[row];
-        const bool valid = is_there && is_inside(a, pixel, offset);
-        const std::int64_t from = valid ? from_pixel + pixel.x_offset : 0;
+      for (int step = 0; step < Tile::kSteps; ++step) {
+        const bool valid = is_there[step] & is_inside(a, pixel, offset[step]);
+        const std::int64_t from = valid ? from_pixel[step] + pixel.x_offset : 0;
         const int to = (step * Tile::kPixels + row) * kStepBytes + piece * Kind::kPieceBytes;
         SUBBIT_UNROLL
         for (int plane = 0; plane < Kind::kPlanes; ++plane) {
