@@ -2,6 +2,7 @@
 
 #include "cuda/product.h"
 #include "cuda/sharing.h"
+#include "cuda/sharing_tile.h"
 
 namespace subbit {
 
