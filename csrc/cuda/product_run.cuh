@@ -79,6 +79,11 @@ Status start_tile(ProductArgs args, Stream stream) {
 // do not depend on the device.
 constexpr std::int64_t kEnoughBlocks = 128;
 
+template <class Tile>
+bool fills_device(const CudaParams& params) {
+  return blocks_of<Tile>(params) >= kEnoughBlocks;
+}
+
 template <class Kind, class Large, class Small>
 Status run_product(const CudaParams& params, const CudaOperands& operands, Stream stream) {
   const ConvParams& conv = params.conv;
@@ -95,7 +100,7 @@ Status run_product(const CudaParams& params, const CudaOperands& operands, Strea
   args.along_outputs = conv.packs || conv.y_c == 1;
   const Status status = start_input(params, operands, stream, args.x);
   if (status != kStarted) return status;
-  if (blocks_of<Large>(params) >= kEnoughBlocks) return start_tile<Kind, Large>(args, stream);
+  if (fills_device<Large>(params)) return start_tile<Kind, Large>(args, stream);
   return start_tile<Kind, Small>(args, stream);
 }
 
