@@ -102,7 +102,7 @@ struct ProductArgs {
   CudaOperands operands;
   ProductInput x;
   ProductWeightShape weight;
-  std::int64_t pixels, output_tiles;  // tiles of a group
+  std::uint32_t pixels, output_tiles;  // tiles of a group
   std::int64_t y_words;               // 32-bit words of a pixel's packed results
   std::int32_t height, width, dilation_h, dilation_w;  // of x
   bool along_outputs;                 // lanes lie along outputs in the epilogue, else along pixels
@@ -161,10 +161,11 @@ struct Product {
 
   static SUBBIT_DEVICE void run(const ProductArgs& a) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
-    const std::int64_t tile = blockIdx.x;  // outputs first: blocks that run together share their x
-    const std::int64_t output_tile = tile % a.output_tiles, group = tile / a.output_tiles % a.weight.groups;
-    const std::int64_t first_pixel = tile / a.output_tiles / a.weight.groups * Tile::kPixels;
-    const std::int64_t first_output = output_tile * Tile::kOutputs;
+    const std::uint32_t tile = blockIdx.x;  // outputs first: blocks that run together share their x
+    const std::uint32_t row = tile / a.output_tiles, groups = static_cast<std::uint32_t>(a.weight.groups);
+    const std::int64_t first_output = static_cast<std::int64_t>(tile - row * a.output_tiles) * Tile::kOutputs;
+    const std::int64_t group = row % groups;
+    const std::uint32_t first_pixel = row / groups * Tile::kPixels;
     const Place at = place();
     set_up(a, shared, group, first_output, first_pixel);
     __syncthreads();
@@ -209,22 +210,36 @@ struct Product {
   }
 
   static SUBBIT_DEVICE void set_up(const ProductArgs& a, Shared& shared, std::int64_t group, std::int64_t first_output,
-                                   std::int64_t first_pixel) {
+                                   std::uint32_t first_pixel) {
     const ConvParams& conv = a.params.conv;
-    for (int i = static_cast<int>(threadIdx.x); i < Tile::kPixels; i += kThreads) {
+    SUBBIT_UNROLL
+    for (int first = 0; first < Tile::kPixels; first += kThreads) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      if (Tile::kPixels % kThreads != 0 && i >= Tile::kPixels) continue;
       constexpr std::int32_t kNowhere = -(1 << 30);
       TilePixel pixel{0, kNowhere, kNowhere, -1, 0, 0};
-      if (first_pixel + i < a.pixels) {
-        const Pixel out = pixel_at(first_pixel + i, conv.out_height, conv.out_width);
-        const std::int64_t row = out.row * conv.stride_h - conv.pad_h, column = out.column * conv.stride_w - conv.pad_w;
-        pixel = {out.image * a.x.n + row * a.x.h + column * a.x.w, static_cast<std::int32_t>(row),
-                 static_cast<std::int32_t>(column), static_cast<std::int32_t>(out.image),
-                 static_cast<std::int32_t>(out.row), static_cast<std::int32_t>(out.column)};
+      const std::uint32_t number = first_pixel + i;
+      if (number < a.pixels) {
+        const auto height = static_cast<std::uint32_t>(conv.out_height);
+        const auto width = static_cast<std::uint32_t>(conv.out_width);
+        const std::uint32_t line = number / width, image = line / height;
+        pixel.image = static_cast<std::int32_t>(image);
+        pixel.out_row = static_cast<std::int32_t>(line - image * height);
+        pixel.out_column = static_cast<std::int32_t>(number - line * width);
+        const std::int64_t row = pixel.out_row * conv.stride_h - conv.pad_h;
+        const std::int64_t column = pixel.out_column * conv.stride_w - conv.pad_w;
+        pixel.row = static_cast<std::int32_t>(row);
+        pixel.column = static_cast<std::int32_t>(column);
+        pixel.x_offset = image * a.x.n + row * a.x.h + column * a.x.w;
       }
       shared.pixels[i] = pixel;
     }
-    for (int i = static_cast<int>(threadIdx.x); i < Tile::kOutputs; i += kThreads) {
-      if (first_output + i >= a.weight.group_outputs) continue;
+    SUBBIT_UNROLL
+    for (int first = 0; first < Tile::kOutputs; first += kThreads) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      if ((Tile::kOutputs % kThreads != 0 && i >= Tile::kOutputs) || first_output + i >= a.weight.group_outputs) {
+        continue;
+      }
       const std::int64_t output = group * a.weight.group_outputs + first_output + i;
       const ChannelEpilogue channel = load_epilogue(a.operands, output);
       const float values[kVectors] = {channel.scale, channel.bias, channel.slope, channel.shift, channel.pack_shift};

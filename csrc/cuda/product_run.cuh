@@ -71,7 +71,7 @@ std::int64_t blocks_of(const CudaParams& params) {
 template <class Kind, class Tile>
 Status start_tile(ProductArgs args, Stream stream) {
   const std::int64_t blocks = blocks_of<Tile>(args.params);
-  args.output_tiles = ceil_div(covered_outputs(args.params), Tile::kOutputs);
+  args.output_tiles = static_cast<std::uint32_t>(ceil_div(covered_outputs(args.params), Tile::kOutputs));
   return start<Product<Kind, Tile>>(blocks, Product<Kind, Tile>::kSharedBytes, args, stream);
 }
 
@@ -91,7 +91,7 @@ Status run_product(const CudaParams& params, const CudaOperands& operands, Strea
   args.params = params;
   args.operands = operands;
   args.weight = product_weight_shape(params);
-  args.pixels = output_pixels(params);
+  args.pixels = static_cast<std::uint32_t>(output_pixels(params));
   args.y_words = ceil_div(conv.out_channels, kWordChannels) * 2;
   args.height = static_cast<std::int32_t>(conv.height);
   args.width = static_cast<std::int32_t>(conv.width);
@@ -120,7 +120,9 @@ inline bool runs_product(const CudaParams& params) {
   if (conv.batch >= kMostPositions || group_channels_of(params) > kMostChannels) return false;
   // Packed results of groups that end inside words would need words that two blocks write.
   if (conv.packs && conv.groups > 1 && params.group_outputs() % kWordChannels != 0) return false;
-  return blocks_of<SmallTile>(params) <= kMostBlocks;
+  // Pixels are counted in 32 bits, whole tiles of them: 64-bit divisions would be calls.
+  constexpr std::int64_t kMostPixels = (std::int64_t{1} << 32) - 128;
+  return output_pixels(params) <= kMostPixels && blocks_of<SmallTile>(params) <= kMostBlocks;
 }
 
 }  // namespace subbit
