@@ -267,11 +267,10 @@ def test_floats(library, name, element, tile):
 
 @pytest.mark.parametrize("tile", [LARGE, SMALL])
 @pytest.mark.parametrize("binary", [False, True])
-@pytest.mark.parametrize(
-    ("activation", "element"), zip(ACTIVATIONS, (*ELEMENTS, torch.float16), strict=True), ids=ACTIVATIONS
-)
-def test_epilogue_and_packed_results(library, activation, element, binary, tile):
-    for name in ("odd", "wide groups", "1x1"):
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_epilogue_and_packed_results(library, activation, binary, tile):
+    element = (*ELEMENTS, torch.float16)[ACTIVATIONS.index(activation)]
+    for name in ("odd", "wide groups", "1x1") if tile == SMALL else ("1x1",):
         layer = LAYERS[name]
         epilogue = full_epilogue(layer, element, activation)
         pack_shift = integers(layer.out_channels, seed=5) / 8
@@ -418,7 +417,7 @@ def test_x_that_is_not_aligned_is_copied(library):
 
 def test_the_tile_follows_from_sizes(library):
     for rows, is_large in ((127, 0), (128, 1)):
-        layer = Layer(UNIT_1X1, (1, 8, rows, 128), 3)
+        layer = Layer(UNIT_1X1, (1, 8, rows, 128), 1)
         x = integers(*layer.shape).half()
         call, _alive = call_of(layer, x, element=torch.float16)
         assert library.product_is_large(ctypes.byref(call)) == is_large
