@@ -22,24 +22,24 @@ from subbit_infer.epilogue import ACTIVATIONS, Epilogue
 ELEMENTS = (torch.float32, torch.float16, torch.bfloat16)
 BY_SIZE, LARGE, SMALL = range(3)
 NAN, INF = float("nan"), float("inf")
-
-
-def _array(count: int) -> Any:
-    return ctypes.c_int64 * count
+NO_EPILOGUE = Epilogue()
 
 
 class Call(ctypes.Structure):
     """ProductCall of tests/cuda_shim/product.cpp."""
 
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in "unit binary sign_zero activation element codewords tile".split()),
-        *((name, ctypes.c_int64) for name in "batch in_channels height width out_channels".split()),
-        *((name, ctypes.c_int64) for name in "out_height out_width groups".split()),
-        *((name, _array(2)) for name in "stride pad dilation".split()),
-        *((name, _array(4)) for name in "x_strides y_strides residual_strides".split()),
-        *((name, ctypes.c_void_p) for name in "x x_plus x_nonzero indices codebook scale bias residual".split()),
-        *((name, ctypes.c_void_p) for name in "slope shift pack_shift y y_plus y_nonzero".split()),
-    )
+    _fields_ = tuple(
+        (name, kind)
+        for kind, names in {
+            ctypes.c_int64: ("unit", "binary", "sign_zero", "activation", "element", "codewords", "tile", "batch",
+                             "in_channels", "height", "width", "out_channels", "out_height", "out_width", "groups"),
+            ctypes.c_int64 * 2: ("stride", "pad", "dilation"),
+            ctypes.c_int64 * 4: ("x_strides", "y_strides", "residual_strides"),
+            ctypes.c_void_p: ("x", "x_plus", "x_nonzero", "indices", "codebook", "scale", "bias", "residual", "slope",
+                              "shift", "pack_shift", "y", "y_plus", "y_nonzero"),
+        }.items()
+        for name in names
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,9 @@ def strided(x: torch.Tensor, layout: str) -> torch.Tensor:
         return x.contiguous(memory_format=torch.channels_last)
     if layout == "gaps":
         n, c, h, w = x.shape
-        return torch.full((n, w + 1, c + 3, h + 2), NAN, dtype=x.dtype)[:, :w, 1 : c + 1, 2:].permute(0, 2, 3, 1).copy_(x)
+        return (
+            torch.full((n, w + 1, c + 3, h + 2), NAN, dtype=x.dtype)[:, :w, 1 : c + 1, 2:].permute(0, 2, 3, 1).copy_(x)
+        )
     return x.contiguous()
 
 
@@ -143,7 +145,7 @@ def call_of(
     sign_zero: int = 0,
     tile: int = BY_SIZE,
     pack_shift: torch.Tensor | None = None,
-    epilogue: Epilogue = Epilogue(),
+    epilogue: Epilogue = NO_EPILOGUE,
 ) -> tuple[Call, list[Any]]:
     """The call, and what must live as long as it."""
     packed = isinstance(x, PackedActivations)
@@ -151,14 +153,14 @@ def call_of(
     plus, nonzero = words or (None, None)
 
     def strides(tensor: torch.Tensor | None) -> Any:
-        return _array(4)(*(tensor.stride() if tensor is not None else (0, 0, 0, 0)))
+        return (ctypes.c_int64 * 4)(*(tensor.stride() if tensor is not None else (0, 0, 0, 0)))
 
     n, c, h, w = layer.shape
     _, out_channels, out_height, out_width = layer.sizes()
     call = Call(
         int(layer.unit == UNIT_1X1), int(binary), sign_zero, ACTIVATIONS.index(epilogue.activation),
         ELEMENTS.index(element), layer.codewords, tile, n, c, h, w, out_channels, out_height, out_width, layer.groups,
-        _array(2)(*layer.stride), _array(2)(*layer.padding), _array(2)(*layer.dilation),
+        *((ctypes.c_int64 * 2)(*pair) for pair in (layer.stride, layer.padding, layer.dilation)),
         strides(None if packed else x), strides(y), strides(epilogue.residual),
         None if packed else pointer(x), pointer(x.plus) if packed else None, pointer(x.nonzero) if packed else None,
         pointer(indices), pointer(patterns), pointer(epilogue.scale), pointer(epilogue.bias),
@@ -197,7 +199,7 @@ def run(
     return y
 
 
-def expected(layer: Layer, x: torch.Tensor, epilogue: Epilogue = Epilogue()) -> torch.Tensor:
+def expected(layer: Layer, x: torch.Tensor, epilogue: Epilogue = NO_EPILOGUE) -> torch.Tensor:
     """By decoding; exact where sums are integers."""
     sums = reference.conv2d(x.double(), layer.indices, layer.codebook, None, *layer.geometry)
     assert (sums == sums.float()).all()
@@ -385,7 +387,9 @@ def test_nothing_outside_of_x_is_read(library, at_end):
     words.copy_(pack(floats, sign_zero=1).plus)
     for tile in (LARGE, SMALL):
         assert torch.equal(run(library, layer, floats, tile=tile), expected(layer, floats))
-        assert torch.equal(run(library, layer, halves, tile=tile, element=torch.float16).float(), expected(layer, floats))
+        assert torch.equal(
+            run(library, layer, halves, tile=tile, element=torch.float16).float(), expected(layer, floats)
+        )
         packed = PackedActivations(words, None, c)
         assert torch.equal(run(library, layer, packed, tile=tile, binary=True), expected(layer, packed.unpack()))
 

@@ -120,7 +120,11 @@ inline bool runs_product(const CudaParams& params) {
   if (conv.batch >= kMostPositions || group_channels_of(params) > kMostChannels) return false;
   // Packed results of groups that end inside words would need words that two blocks write.
   if (conv.packs && conv.groups > 1 && params.group_outputs() % kWordChannels != 0) return false;
-  // Pixels are counted in 32 bits, whole tiles of them: 64-bit divisions would be calls.
+  const ProductWeightShape weight = product_weight_shape(params);
+  if (product_sign_words(weight) + product_counts(weight) > kMostItems) return false;
+  const std::int64_t pieces = checked_product({input_pixels(params), conv.groups, group_bytes(params) / 4}, "input");
+  if (pieces > kMostItems) return false;
+  // Pixels are counted in 32 bits, whole tiles of them.
   constexpr std::int64_t kMostPixels = (std::int64_t{1} << 32) - 128;
   return output_pixels(params) <= kMostPixels && blocks_of<SmallTile>(params) <= kMostBlocks;
 }
