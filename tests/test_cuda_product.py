@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -48,7 +49,9 @@ def library(tmp_path_factory) -> ctypes.CDLL:
         pytest.skip("no cmake or no C++ compiler, which build the shim")
     build = tmp_path_factory.mktemp("product_shim")
     source = Path(__file__).parent / "cuda_shim"
-    for command in (["-B", str(build), "-S", str(source)], ["--build", str(build), "--target", "product_shim"]):
+    sanitize = "ON" if "libasan" in os.environ.get("LD_PRELOAD", "") else "OFF"  # as make sanitize has it
+    configure = ["-B", str(build), "-S", str(source), f"-DSUBBIT_SANITIZE={sanitize}"]
+    for command in (configure, ["--build", str(build), "--target", "product_shim"]):
         done = subprocess.run(["cmake", *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     library = ctypes.CDLL(str(build / "libproduct_shim.so"))

@@ -58,14 +58,16 @@ struct PackChannelsLast {
   static constexpr int kWarp = 32;
 
   static SUBBIT_DEVICE void run(const PackArgs& a) {
+    constexpr int kWarps = kThreads / kWarp;
     const int lane = static_cast<int>(threadIdx.x % kWarp);
     const std::uint32_t count = a.pixels * a.halves;
-    for (std::uint32_t i = thread_of_grid() / kWarp; i < count; i += threads_of_grid() / kWarp) {
-      const std::uint32_t pixel = i / a.halves;
-      const HalfWord channels = channels_of(a, i - pixel * a.halves);
-      const SignBits bits = pack_one(a, pixel_offset_of(a, pixel), channels, lane);
+    // The same number of turns for a whole block: ballots need that ptxas sees converged warps.
+    for (std::uint32_t first = blockIdx.x * kWarps; first < count; first += gridDim.x * kWarps) {
+      const std::uint32_t i = first + threadIdx.x / kWarp, pixel = i / a.halves;
+      SignBits bits{false, false};
+      if (i < count) bits = pack_one(a, pixel_offset_of(a, pixel), channels_of(a, i - pixel * a.halves), lane);
       const std::uint32_t plus = __ballot_sync(~0u, bits.plus), nonzero = __ballot_sync(~0u, bits.nonzero);
-      if (lane == 0) {
+      if (lane == 0 && i < count) {
         a.plus[i] = plus;
         if (a.nonzero) a.nonzero[i] = nonzero;
       }

@@ -150,6 +150,7 @@ struct Product {
     PixelBits bits[Kind::kIsBits ? Tile::kPixels : 1];
   };
   static constexpr std::size_t kSharedBytes = sizeof(Shared);
+  static_assert(kSharedBytes <= 99 << 10, "what a block may have on sm_86 and sm_89");
 
   // Which warp of the tile this is, and which lane (g, t).
   struct Place {
