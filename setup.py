@@ -1,4 +1,4 @@
-"""Builds subbit_infer._C with CMake and Ninja; everything else is in pyproject.toml."""
+"""Builds subbit_infer._C, and _C_cuda where nvcc is found, with CMake and Ninja; all else is in pyproject.toml."""
 
 import os
 import subprocess
@@ -25,6 +25,7 @@ class CMakeBuild(build_ext):
             "cmake", str(ROOT), "-G", "Ninja",
             f"-DCMAKE_BUILD_TYPE={os.environ.get('SUBBIT_BUILD_TYPE', 'Release')}",
             f"-DSUBBIT_SANITIZE={os.environ.get('SUBBIT_SANITIZE', 'OFF')}",
+            f"-DSUBBIT_CUDA={os.environ.get('SUBBIT_CUDA', 'AUTO')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",

@@ -16,7 +16,7 @@ from subbit_infer import _native
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
-SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp", ".inc"))
+SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp", ".inc", ".cu", ".cuh"))
 PACKAGE = ROOT / "subbit_infer"
 
 
@@ -35,8 +35,10 @@ def test_includes(path):
         assert ("immintrin" in name) <= is_isa_file(path), "only ISA files include <immintrin.h>"
         assert ("pybind11" in name or "Python.h" in name) <= (room == "python"), "only csrc/python knows Python"
         assert "torch" not in name, "nothing includes torch"
-        if name.startswith(("core/", "cpu/", "python/")):
-            allowed = {"core": {"core"}, "cpu": {"core", "cpu"}, "python": {"core", "cpu"}}
+        assert ("cuda_" in name) <= (room == "cuda"), "only csrc/cuda knows CUDA's headers"
+        if name.startswith(("core/", "cpu/", "cuda/", "python/")):
+            allowed = {"core": {"core"}, "cpu": {"core", "cpu"}, "cuda": {"core", "cuda"}}
+            allowed["python"] = {"core", "cpu"} if path.name != "module_cuda.cpp" else {"core", "cuda"}
             assert name.split("/")[0] in allowed[room]
 
 

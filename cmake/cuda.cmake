@@ -1,0 +1,47 @@
+# Whether the CUDA kernels are built: SUBBIT_CUDA=ON (an error where they cannot be), OFF, or AUTO (said and skipped).
+# Sets SUBBIT_BUILDS_CUDA.
+set(SUBBIT_CUDA AUTO CACHE STRING "Build the CUDA kernels: ON, OFF or AUTO")
+set_property(CACHE SUBBIT_CUDA PROPERTY STRINGS ON OFF AUTO)
+if(NOT SUBBIT_CUDA MATCHES "^(ON|OFF|AUTO)$")
+  message(FATAL_ERROR "SUBBIT_CUDA must be ON, OFF or AUTO, got '${SUBBIT_CUDA}'")
+endif()
+
+# Sets `reason` to why there is no nvcc that works, or to nothing. enable_language would stop the CPU build instead.
+function(subbit_try_nvcc reason)
+  find_program(SUBBIT_NVCC NAMES "$ENV{CUDACXX}" nvcc HINTS ENV CUDA_PATH ENV CUDA_HOME PATHS /usr/local/cuda
+               PATH_SUFFIXES bin NO_CACHE)
+  if(NOT SUBBIT_NVCC)
+    set(${reason} "no nvcc found" PARENT_SCOPE)
+    return()
+  endif()
+  execute_process(COMMAND ${SUBBIT_NVCC} --version OUTPUT_VARIABLE version ERROR_QUIET)
+  if(NOT version MATCHES "release ([0-9]+)\\.([0-9]+)" OR CMAKE_MATCH_1 LESS 12)
+    set(${reason} "${SUBBIT_NVCC} is not nvcc 12 or later" PARENT_SCOPE)
+    return()
+  endif()
+  set(probe ${CMAKE_BINARY_DIR}/nvcc_probe)
+  file(WRITE ${probe}.cu "#include <cuda_fp16.h>\n__global__ void probe(__half* x) { *x = __float2half(1.0f); }\n")
+  execute_process(
+    COMMAND ${SUBBIT_NVCC} -std=c++17 -ccbin ${CMAKE_CXX_COMPILER} -arch=sm_90 -c ${probe}.cu -o ${probe}.o
+    RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(NOT result EQUAL 0)
+    string(STRIP "${output}" output)
+    set(${reason} "${SUBBIT_NVCC} does not work: ${output}" PARENT_SCOPE)
+    return()
+  endif()
+  set(${reason} "" PARENT_SCOPE)
+  set(CMAKE_CUDA_COMPILER ${SUBBIT_NVCC} CACHE FILEPATH "The CUDA compiler")
+  set(CMAKE_CUDA_HOST_COMPILER ${CMAKE_CXX_COMPILER} CACHE FILEPATH "The host compiler of nvcc")
+endfunction()
+
+set(SUBBIT_BUILDS_CUDA OFF)
+if(NOT SUBBIT_CUDA STREQUAL "OFF")
+  subbit_try_nvcc(reason)
+  if(reason STREQUAL "")
+    set(SUBBIT_BUILDS_CUDA ON)
+  elseif(SUBBIT_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "SUBBIT_CUDA=ON, but ${reason}")
+  else()
+    message(STATUS "CUDA kernels are not built: ${reason}")
+  endif()
+endif()

@@ -1,0 +1,580 @@
+// The tensor cores' route: the convolution as one product of matrices, pixels by K times K by outputs, K being taps
+// times channels (product_weight.h has its order). The patches of x are never written out: a block gathers those of
+// its tile of pixels step by step.
+//
+// The weight is the left matrix and x the right one: then 16 bytes of a pixel are the registers of two products as they
+// come, without a move, and the weight's registers are made one by one anyway.
+//
+// Shared memory. A step of x is [pixel][64 bytes], as it comes: lane (g, t) of a warp reads the 16 bytes t of pixel g
+// of eight, which lie at 64 g + 16 t = 16 lane. So the lanes of each quarter of a warp, which are served together, read
+// 128 bytes in a row, every bank once: free of conflicts without a swizzle; so are the 8 and 16 bytes a thread that
+// copies write in a row. (K may have any order as long as x and the weight have the same, so 16 bytes hold what a lane
+// needs for two products, and no transposing load is needed.) Weights of bits lie in the order of lanes: the same.
+//
+// What bounds it, by arithmetic for an A100 (a multiprocessor does 1024 half multiply-adds a clock, 64 logical
+// operations and 128 bytes of shared memory): the large tile of halves, 128 outputs x 128 pixels, four warps of 64 x
+// 64. A step is 64 products of matrices a warp, 512 clocks. Its signs are decoded by 2 x 32 operations, 128 clocks of
+// another pipe; x is read by 8 loads of 512 bytes a warp, 128 clocks for the four. So the tensor cores are the bound;
+// the second-level cache gives 8 KiB a step, 16 bytes a clock and multiprocessor. Bits: 0.5 to 0.54 products a clock,
+// 128 x 128 x 512 in 490 clocks, which reads 16 KiB twice, 256 clocks: tensor cores again, and with float activations
+// around it the device's memory. None of this is measured yet.
+//
+// The small tile, 32 outputs x 16 pixels, is for calls that the large one would leave most of the device idle in: its
+// four warps take every fourth step each, and their sums are added in the order of the warps. So the order of
+// additions depends on the tile, and the tile on sizes alone, never on the device: equal calls give equal bits.
+//
+// Sums go through shared memory to the epilogue, so that lanes lie along outputs or along pixels, as y has them, and so
+// that the epilogue's code is there once and not for each of 128 sums. Their rows are 32 k + 5 floats apart: lanes
+// along pixels read at odd strides, every bank once; lanes (g, t) of fragments write at 10 t + g, no bank more than
+// twice.
+//
+// Sums of bits. a in {-1, 0, 1} is +1 where `plus` is set, -1 where `minus` is (nonzero without plus); w is +1 or -1.
+// a w = 1 exactly where plus & w or minus & ~w, 0 where neither plus nor minus is set, so over all of K
+//     sum = agreeing - (nonzero - agreeing) = 2 (popc(plus & w) + popc(minus & ~w)) - popc(plus | minus).
+// Both counts grow in the same accumulator; ~w beyond the channels meets minus = 0. Padding has neither bit. Where no
+// activation is zero (no `nonzero` plane), minus = inside & ~plus, and over the taps inside the image
+//     popc(minus & ~w) = inside - popc(plus) - popc(w inside) + popc(plus & w)
+//     sum = 4 popc(plus & w) - 2 popc(plus) - 2 popc(w inside) + inside,
+// one product in place of two; popc(w inside) comes from the counts of each tap, all of them but for border pixels.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "cuda/copy_async.cuh"
+#include "cuda/epilogue.cuh"
+#include "cuda/mma.cuh"
+#include "cuda/params.h"
+#include "cuda/pixel.cuh"
+#include "cuda/platform.h"
+#include "cuda/product_weight.h"
+#include "cuda/start.cuh"
+
+namespace subbit {
+
+// A block's tile: kWarpsM x kWarpsN warps of 16 kM outputs x 8 kN pixels, kWarpsK times over for parts of K; kSteps
+// steps a stage, kStages stages in shared memory.
+template <int kM_, int kN_, int kWarpsM_, int kWarpsN_, int kWarpsK_, int kSteps_, int kStages_>
+struct ProductTile {
+  static constexpr int kM = kM_, kN = kN_, kWarpsM = kWarpsM_, kWarpsN = kWarpsN_, kWarpsK = kWarpsK_;
+  static constexpr int kSteps = kSteps_, kStages = kStages_;
+  static constexpr int kOutputs = kFragmentOutputs * kM * kWarpsM, kPixels = kFragmentPixels * kN * kWarpsN;
+  static constexpr int kThreads = kWarpLanes * kWarpsM * kWarpsN * kWarpsK;
+  static_assert(kSteps % kWarpsK == 0 && kM % 2 == 0 && kN % 2 == 0);
+};
+
+// Halves: x is kParts 16-bit numbers that are added up, of type T, in the order low, middle, high.
+template <class T, int kParts>
+struct HalvesKind {
+  using Half = T;
+  using Sum = float;
+  static constexpr std::uint32_t kOnes = std::is_same<T, __half>::value ? 0x3c003c00u : 0x3f803f80u;  // two of +1
+  static constexpr bool kIsBits = false;
+  static constexpr int kPlanes = kParts, kPieceBytes = 16;
+  // One part is one chain of additions in the tensor core. Three are added up stage by stage: the small parts first,
+  // into a sum of their own that begins at 0, which is then added, rounded to nearest. So the tensor core's roundings,
+  // of at most one unit in the last place (2^-23) and perhaps always towards 0, are of partial sums of a stage. With
+  // S = sum |x| over K in all, n stages of k numbers: those of the high parts lose at most k 2^-23 of their stage's
+  // |x|; those of the middle (and low) parts 2^-7 as much; the additions of stages n 2^-24 S. In all
+  //     |error| <= (1.02 (k + 1) 2^-23 + n 2^-24) S,
+  // for 512 channels (k = 64, n = 72) 207 x 2^-24 S, where a float32 sum in a row is allowed 4607 x 2^-24 S.
+  static constexpr bool kSumsStages = kParts > 1;
+};
+
+// Bits: the planes are plus and, unless no activation is zero, nonzero.
+template <int kPlanes_>
+struct BitsKind {
+  using Sum = std::int32_t;
+  static constexpr bool kIsBits = true;
+  static constexpr int kPlanes = kPlanes_, kPieceBytes = 8;
+  static constexpr bool kSumsStages = false;
+};
+
+// x as the kernel reads it: planes of pixels, strides in bytes.
+struct ProductInput {
+  const unsigned char* planes[3];
+  std::int64_t n, h, w, group;
+  std::uint32_t tap_pieces;  // pieces of a tap that are there
+};
+
+struct ProductArgs {
+  CudaParams params;
+  CudaOperands operands;
+  ProductInput x;
+  ProductWeightShape weight;
+  std::uint32_t pixels, output_tiles;  // tiles of a group
+  std::int64_t y_words;               // 32-bit words of a pixel's packed results
+  std::int32_t height, width, dilation_h, dilation_w;  // of x
+  bool along_outputs;                 // lanes lie along outputs in the epilogue, else along pixels
+};
+
+// Where a pixel of the tile is; `image` is negative where there is none.
+struct TilePixel {
+  std::int64_t x_offset;     // of its first tap in x, which may be outside
+  std::int32_t row, column;  // of its first tap
+  std::int32_t image, out_row, out_column;
+};
+
+template <class Kind, class Tile>
+struct Product {
+  using Sum = typename Kind::Sum;
+  static constexpr int kThreads = Tile::kThreads;
+  static constexpr int kBlocksPerMultiprocessor = Tile::kWarpsK > 1 ? 4 : 2;
+  static constexpr int kPieces = kStepBytes / Kind::kPieceBytes;
+  static constexpr int kPlaneBytes = Tile::kSteps * Tile::kPixels * kStepBytes;
+  static constexpr int kWeightBytes = Kind::kIsBits ? Tile::kSteps * Tile::kOutputs * kStepBytes : 0;
+  static constexpr int kStageBytes = Kind::kPlanes * kPlaneBytes + kWeightBytes;
+  static constexpr int kMaxTaps = 9;
+  static constexpr int kVectors = 5;  // of ChannelEpilogue
+  static constexpr int kCounters = Tile::kWarpsM * Tile::kWarpsK * 4;  // of a pixel's bits
+  static constexpr int kWarpSteps = Tile::kSteps / Tile::kWarpsK;
+  // The sums of half the fragments' pixels at a time.
+  static constexpr int kRounds = 2, kRoundN = Tile::kN / kRounds, kRoundPixels = Tile::kPixels / kRounds;
+  static constexpr int kSumRow = Tile::kOutputs + 5;
+
+  // What of a pixel the sums of bits need.
+  struct PixelBits {
+    std::int32_t offset;         // is added to every sum
+    std::uint32_t taps_outside;  // a bit each
+  };
+
+  struct Shared {
+    union {
+      alignas(128) unsigned char stages[Tile::kStages][kStageBytes];
+      Sum sums[Tile::kWarpsK][kRoundPixels][kSumRow];
+    };
+    TilePixel pixels[Tile::kPixels];
+    float channels[kVectors][Tile::kOutputs];
+    std::int32_t plus_of_tap[Kind::kIsBits ? Tile::kOutputs : 1][kMaxTaps + 1];
+    std::int32_t set_bits[Kind::kIsBits ? kCounters : 1][Tile::kPixels];
+    PixelBits bits[Kind::kIsBits ? Tile::kPixels : 1];
+  };
+  static constexpr std::size_t kSharedBytes = sizeof(Shared);
+  static_assert(kSharedBytes <= 99 << 10, "what a block may have on sm_86 and sm_89");
+
+  // Which warp of the tile this is, and which lane (g, t).
+  struct Place {
+    int m, n, k, g, t, lane;
+  };
+
+  using Sums = Sum[Tile::kM][Tile::kN][4];
+  // The signs of halves of a stage that this warp takes.
+  using Signs = std::uint32_t[kWarpSteps][Tile::kM / 2];
+
+  static SUBBIT_DEVICE Place place() {
+    const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpLanes, lane = thread % kWarpLanes;
+    return {warp % Tile::kWarpsM, warp / Tile::kWarpsM % Tile::kWarpsN, warp / (Tile::kWarpsM * Tile::kWarpsN),
+            lane / 4, lane % 4, lane};
+  }
+
+  static SUBBIT_DEVICE void run(const ProductArgs& a) {
+    Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
+    const std::uint32_t tile = blockIdx.x;  // outputs first: blocks that run together share their x
+    const std::uint32_t row = tile / a.output_tiles, groups = static_cast<std::uint32_t>(a.weight.groups);
+    const std::int64_t first_output = static_cast<std::int64_t>(tile - row * a.output_tiles) * Tile::kOutputs;
+    const std::int64_t group = row % groups;
+    const std::uint32_t first_pixel = row / groups * Tile::kPixels;
+    const Place at = place();
+    set_up(a, shared, group, first_output, first_pixel);
+    __syncthreads();
+
+    const int stages = static_cast<int>((a.weight.steps + Tile::kSteps - 1) / Tile::kSteps);
+    SUBBIT_UNROLL
+    for (int s = 0; s < Tile::kStages - 1; ++s) {
+      if (s < stages) fill(a, shared, shared.stages[s], s, group, first_output);
+      commit_copies();
+    }
+    Sums sums = {};
+    std::int32_t set_bits[Tile::kN] = {};
+    Signs signs = {}, next_signs = {};
+    load_signs(a, next_signs, 0, group, first_output, at);
+    for (int s = 0; s < stages; ++s) {
+      wait_for_copies<Tile::kStages - 2>();
+      __syncthreads();  // stage s is there for all, and nobody reads stage s - 1, which the next copies overwrite
+      const int next = s + Tile::kStages - 1;
+      if (next < stages) fill(a, shared, shared.stages[next % Tile::kStages], next, group, first_output);
+      commit_copies();
+      if constexpr (Kind::kIsBits) {
+        multiply_bits(a, shared.stages[s % Tile::kStages], s, sums, set_bits, at);
+      } else {
+        SUBBIT_UNROLL
+        for (int i = 0; i < kWarpSteps; ++i) {
+          SUBBIT_UNROLL
+          for (int j = 0; j < Tile::kM / 2; ++j) signs[i][j] = next_signs[i][j];
+        }
+        if (s + 1 < stages) load_signs(a, next_signs, s + 1, group, first_output, at);
+        multiply_halves(shared.stages[s % Tile::kStages], sums, signs, at);
+      }
+    }
+    if constexpr (Kind::kIsBits) share_set_bits(shared, set_bits, at);
+    wait_for_copies<0>();
+    SUBBIT_UNROLL
+    for (int round = 0; round < kRounds; ++round) {
+      __syncthreads();  // nobody reads a stage, or the sums of the last round, any more
+      share_sums(shared, sums, round, at);
+      if constexpr (Kind::kIsBits) {
+        if (round == 0) make_pixel_bits(a, shared);
+      }
+      __syncthreads();
+      finish_round(a, shared, round, group, first_output);
+    }
+  }
+
+  static SUBBIT_DEVICE void set_up(const ProductArgs& a, Shared& shared, std::int64_t group, std::int64_t first_output,
+                                   std::uint32_t first_pixel) {
+    const ConvParams& conv = a.params.conv;
+    SUBBIT_UNROLL
+    for (int first = 0; first < Tile::kPixels; first += kThreads) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      if (Tile::kPixels % kThreads != 0 && i >= Tile::kPixels) continue;
+      constexpr std::int32_t kNowhere = -(1 << 30);
+      TilePixel pixel{0, kNowhere, kNowhere, -1, 0, 0};
+      const std::uint32_t number = first_pixel + i;
+      if (number < a.pixels) {
+        const auto height = static_cast<std::uint32_t>(conv.out_height);
+        const auto width = static_cast<std::uint32_t>(conv.out_width);
+        const std::uint32_t line = number / width, image = line / height;
+        pixel.image = static_cast<std::int32_t>(image);
+        pixel.out_row = static_cast<std::int32_t>(line - image * height);
+        pixel.out_column = static_cast<std::int32_t>(number - line * width);
+        const std::int64_t row = pixel.out_row * conv.stride_h - conv.pad_h;
+        const std::int64_t column = pixel.out_column * conv.stride_w - conv.pad_w;
+        pixel.row = static_cast<std::int32_t>(row);
+        pixel.column = static_cast<std::int32_t>(column);
+        pixel.x_offset = image * a.x.n + row * a.x.h + column * a.x.w;
+      }
+      shared.pixels[i] = pixel;
+    }
+    SUBBIT_UNROLL
+    for (int first = 0; first < Tile::kOutputs; first += kThreads) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      if ((Tile::kOutputs % kThreads != 0 && i >= Tile::kOutputs) || first_output + i >= a.weight.group_outputs) {
+        continue;
+      }
+      const std::int64_t output = group * a.weight.group_outputs + first_output + i;
+      const ChannelEpilogue channel = load_epilogue(a.operands, output);
+      const float values[kVectors] = {channel.scale, channel.bias, channel.slope, channel.shift, channel.pack_shift};
+      SUBBIT_UNROLL
+      for (int v = 0; v < kVectors; ++v) shared.channels[v][i] = values[v];
+      if constexpr (Kind::kIsBits) {
+        const std::int64_t signs = a.weight.groups * a.weight.blocks * a.weight.block_words;
+        const auto* counts = static_cast<const std::int32_t*>(a.operands.product_weight) + signs;
+        for (int tap = 0; tap <= a.weight.taps; ++tap) {
+          shared.plus_of_tap[i][tap] = counts[output * (a.weight.taps + 1) + tap];
+        }
+      }
+    }
+  }
+
+  struct Offset {
+    std::int32_t row, column;
+  };
+  static SUBBIT_DEVICE Offset offset_of(const ProductArgs& a, int tap) {
+    const int row = a.weight.taps == kMaxTaps ? tap / 3 : 0, column = a.weight.taps == kMaxTaps ? tap % 3 : 0;
+    return {row * a.dilation_h, column * a.dilation_w};
+  }
+  static SUBBIT_DEVICE bool is_inside(const ProductArgs& a, const TilePixel& pixel, const Offset& offset) {
+    // As unsigned numbers the negative ones are large; & and not &&, which would branch.
+    const auto row = static_cast<std::uint32_t>(pixel.row + offset.row);
+    const auto column = static_cast<std::uint32_t>(pixel.column + offset.column);
+    return (row < static_cast<std::uint32_t>(a.height)) & (column < static_cast<std::uint32_t>(a.width));
+  }
+
+  // Starts the copies of a stage: [plane][step][pixel][64 bytes], and of bits then [16 outputs][step][product][lane].
+  static SUBBIT_DEVICE void fill(const ProductArgs& a, Shared& shared, unsigned char* stage, int s, std::int64_t group,
+                                 std::int64_t first_output) {
+    const int thread = static_cast<int>(threadIdx.x), piece = thread % kPieces;
+    constexpr int kRows = kThreads / kPieces;  // pixels that are filled at once
+    const auto tap_slots = static_cast<std::uint32_t>(a.weight.tap_slots);
+    std::int64_t from_pixel[Tile::kSteps];
+    Offset offset[Tile::kSteps];
+    bool is_there[Tile::kSteps];
+    SUBBIT_UNROLL
+    for (int step = 0; step < Tile::kSteps; ++step) {
+      const std::uint32_t slot = (static_cast<std::uint32_t>(s) * Tile::kSteps + step) * kPieces + piece;
+      const std::uint32_t tap = slot / tap_slots, in_tap = slot - tap * tap_slots;
+      is_there[step] = (tap < static_cast<std::uint32_t>(a.weight.taps)) & (in_tap < a.x.tap_pieces);
+      offset[step] = offset_of(a, static_cast<int>(tap));
+      from_pixel[step] = group * a.x.group + offset[step].row * a.x.h + offset[step].column * a.x.w +
+                         static_cast<std::int64_t>(in_tap) * Kind::kPieceBytes;
+    }
+    SUBBIT_UNROLL
+    for (int first = 0; first < Tile::kPixels; first += kRows) {
+      const int row = first + thread / kPieces;
+      if (Tile::kPixels % kRows != 0 && row >= Tile::kPixels) continue;
+      const TilePixel pixel = shared.pixels[row];
+      SUBBIT_UNROLL
+      for (int step = 0; step < Tile::kSteps; ++step) {
+        const bool valid = is_there[step] & is_inside(a, pixel, offset[step]);
+        const std::int64_t from = valid ? from_pixel[step] + pixel.x_offset : 0;
+        const int to = (step * Tile::kPixels + row) * kStepBytes + piece * Kind::kPieceBytes;
+        SUBBIT_UNROLL
+        for (int plane = 0; plane < Kind::kPlanes; ++plane) {
+          copy_async<Kind::kPieceBytes>(stage + plane * kPlaneBytes + to, a.x.planes[plane] + from, valid);
+        }
+      }
+    }
+    if constexpr (Kind::kIsBits) {
+      constexpr int kLaneBytes = 16, kStepLanes = 2 * kWarpLanes;  // of sixteen outputs
+      const auto* weight = static_cast<const unsigned char*>(a.operands.product_weight);
+      unsigned char* to = stage + Kind::kPlanes * kPlaneBytes;
+      SUBBIT_UNROLL
+      for (int first = 0; first < kWeightBytes / kLaneBytes; first += kThreads) {
+        const int i = first + thread, lane = i % kStepLanes, step = i / kStepLanes % Tile::kSteps;
+        const std::int64_t block = first_output / kFragmentOutputs + i / kStepLanes / Tile::kSteps;
+        const std::int64_t in_block = std::int64_t{s} * Tile::kSteps + step;
+        const bool valid = block < a.weight.blocks && in_block < a.weight.steps;
+        const std::int64_t from = (group * a.weight.blocks + block) * a.weight.block_words * 4 +
+                                  (in_block * kStepLanes + lane) * kLaneBytes;
+        copy_async<kLaneBytes>(to + i * kLaneBytes, weight + (valid ? from : 0), valid);
+      }
+    }
+  }
+
+  // Straight from global memory: a warp's words lie in a row, and only its lanes want them.
+  static SUBBIT_DEVICE void load_signs(const ProductArgs& a, Signs& signs, int s, std::int64_t group,
+                                       std::int64_t first_output, const Place& at) {
+    if constexpr (!Kind::kIsBits) {
+      const auto* weight = static_cast<const std::uint32_t*>(a.operands.product_weight);
+      const std::int64_t first_block = first_output / kHalvesOutputs + at.m * (Tile::kM / 2);
+      SUBBIT_UNROLL
+      for (int i = 0; i < kWarpSteps; ++i) {
+        const std::int64_t step = std::int64_t{s} * Tile::kSteps + i * Tile::kWarpsK + at.k;
+        SUBBIT_UNROLL
+        for (int j = 0; j < Tile::kM / 2; ++j) {
+          const std::int64_t block = first_block + j;
+          const bool valid = block < a.weight.blocks && step < a.weight.steps;
+          signs[i][j] = valid ? __ldg(weight + (group * a.weight.blocks + block) * a.weight.block_words +
+                                      step * kWarpLanes + at.lane)
+                              : 0;
+        }
+      }
+    }
+  }
+
+  struct Pieces {
+    uint4 of_pixels[Tile::kN];  // pixel g of each eight
+  };
+  static SUBBIT_DEVICE Pieces load_pieces(const unsigned char* plane, int step, const Place& at) {
+    Pieces pieces;
+    const unsigned char* from =
+        plane + (step * Tile::kPixels + at.n * Tile::kN * kFragmentPixels) * kStepBytes + at.lane * 16;
+    SUBBIT_UNROLL
+    for (int n = 0; n < Tile::kN; ++n) {
+      pieces.of_pixels[n] = *reinterpret_cast<const uint4*>(from + n * kFragmentPixels * kStepBytes);
+    }
+    return pieces;
+  }
+
+  // What the first or the second product of a step takes.
+  static SUBBIT_DEVICE FragmentB fragment(const uint4& piece, int product) {
+    return product == 0 ? FragmentB{{piece.x, piece.y}} : FragmentB{{piece.z, piece.w}};
+  }
+
+  static SUBBIT_DEVICE void multiply_bits(const ProductArgs& a, const unsigned char* stage, int s, Sums& sums,
+                                          std::int32_t (&set_bits)[Tile::kN], const Place& at) {
+    const unsigned char* weight = stage + Kind::kPlanes * kPlaneBytes;
+    const auto words = static_cast<int>(a.weight.taps * a.weight.tap_slots);
+    SUBBIT_UNROLL
+    for (int i = 0; i < kWarpSteps; ++i) {
+      const int step = i * Tile::kWarpsK + at.k, turn = s * kWarpSteps + i;
+      const bool counts = turn % Tile::kWarpsM == at.m;  // warps that read the same pixels count them by turns
+      // A step's word 2 t + i is of lane t's product i: with one word left there is nothing to the second product. So
+      // 64 channels, 9 words, take 3 products and not 4.
+      const int products = words - (s * Tile::kSteps + step) * kStepWords == 1 ? 1 : 2;
+      const Pieces plus = load_pieces(stage, step, at);
+      Pieces minus;
+      if constexpr (Kind::kPlanes == 2) minus = load_pieces(stage + kPlaneBytes, step, at);
+      SUBBIT_UNROLL
+      for (int n = 0; n < Tile::kN; ++n) {
+        const uint4& p = plus.of_pixels[n];
+        if constexpr (Kind::kPlanes == 2) {
+          uint4& q = minus.of_pixels[n];
+          if (counts) set_bits[n] += __popc(q.x) + __popc(q.y) + __popc(q.z) + __popc(q.w);
+          q = make_uint4(q.x & ~p.x, q.y & ~p.y, q.z & ~p.z, q.w & ~p.w);
+        } else {
+          if (counts) set_bits[n] += __popc(p.x) + __popc(p.y) + __popc(p.z) + __popc(p.w);
+        }
+      }
+      SUBBIT_UNROLL
+      for (int product = 0; product < 2; ++product) {
+        if (product >= products) continue;
+        SUBBIT_UNROLL
+        for (int m = 0; m < Tile::kM; ++m) {
+          const int block = at.m * Tile::kM + m;
+          const uint4 w = *reinterpret_cast<const uint4*>(
+              weight + (((block * Tile::kSteps + step) * 2 + product) * kWarpLanes + at.lane) * 16);
+          SUBBIT_UNROLL
+          for (int n = 0; n < Tile::kN; ++n) {
+            mma_and_popc(sums[m][n], FragmentA{{w.x, w.y, w.z, w.w}}, fragment(plus.of_pixels[n], product));
+          }
+          if constexpr (Kind::kPlanes == 2) {
+            SUBBIT_UNROLL
+            for (int n = 0; n < Tile::kN; ++n) {
+              mma_and_popc(sums[m][n], FragmentA{{~w.x, ~w.y, ~w.z, ~w.w}}, fragment(minus.of_pixels[n], product));
+            }
+          }
+        }
+      }
+    }
+  }
+
+  // Two halves of +-1: of bits `bit` and `bit` + 16, which become their signs.
+  static SUBBIT_DEVICE std::uint32_t ones(std::uint32_t signs, int bit) {
+    return (signs << (15 - bit) & 0x80008000u) | Kind::kOnes;
+  }
+
+  static SUBBIT_DEVICE void multiply_halves(const unsigned char* stage, Sums& sums, const Signs& signs,
+                                            const Place& at) {
+    Sums of_stage = {};
+    Sums& into = Kind::kSumsStages ? of_stage : sums;
+    SUBBIT_UNROLL
+    for (int part = 0; part < Kind::kPlanes; ++part) {
+      SUBBIT_UNROLL
+      for (int i = 0; i < kWarpSteps; ++i) {
+        const Pieces pieces = load_pieces(stage + part * kPlaneBytes, i * Tile::kWarpsK + at.k, at);
+        SUBBIT_UNROLL
+        for (int product = 0; product < 2; ++product) {
+          SUBBIT_UNROLL
+          for (int m = 0; m < Tile::kM; ++m) {
+            FragmentA w;
+            SUBBIT_UNROLL
+            for (int r = 0; r < 4; ++r) w.r[r] = ones(signs[i][m / 2], m % 2 * 8 + product * 4 + r);
+            SUBBIT_UNROLL
+            for (int n = 0; n < Tile::kN; ++n) {
+              mma(into[m][n], w, fragment(pieces.of_pixels[n], product), typename Kind::Half{});
+            }
+          }
+        }
+      }
+    }
+    if constexpr (Kind::kSumsStages) {
+      SUBBIT_UNROLL
+      for (int m = 0; m < Tile::kM; ++m) {
+        SUBBIT_UNROLL
+        for (int n = 0; n < Tile::kN; ++n) {
+          SUBBIT_UNROLL
+          for (int i = 0; i < 4; ++i) sums[m][n][i] = __fadd_rn(sums[m][n][i], of_stage[m][n][i]);
+        }
+      }
+    }
+  }
+
+  // Puts the lanes' counts where all find them. (No shuffles: they need converged warps, which ptxas cannot see here.)
+  static SUBBIT_DEVICE void share_set_bits(Shared& shared, const std::int32_t (&set_bits)[Tile::kN], const Place& at) {
+    SUBBIT_UNROLL
+    for (int n = 0; n < Tile::kN; ++n) {
+      const int pixel = (at.n * Tile::kN + n) * kFragmentPixels + at.g;
+      shared.set_bits[(at.m * Tile::kWarpsK + at.k) * 4 + at.t][pixel] = set_bits[n];
+    }
+  }
+
+  static SUBBIT_DEVICE void make_pixel_bits(const ProductArgs& a, Shared& shared) {
+    SUBBIT_UNROLL
+    for (int first = 0; first < Tile::kPixels; first += kThreads) {
+      const int pixel = first + static_cast<int>(threadIdx.x);
+      if (Tile::kPixels % kThreads != 0 && pixel >= Tile::kPixels) continue;
+      std::int32_t set_bits = 0;
+      SUBBIT_UNROLL
+      for (int i = 0; i < kCounters; ++i) set_bits += shared.set_bits[i][pixel];
+      PixelBits bits{-set_bits, 0};
+      if constexpr (Kind::kPlanes == 1) {
+        std::int32_t inside = 0;
+        for (int tap = 0; tap < a.weight.taps; ++tap) {
+          const bool is_in = is_inside(a, shared.pixels[pixel], offset_of(a, tap));
+          inside += is_in;
+          bits.taps_outside |= std::uint32_t{!is_in} << tap;
+        }
+        bits.offset = inside * static_cast<std::int32_t>(a.weight.group_channels) - 2 * set_bits;
+      }
+      shared.bits[pixel] = bits;
+    }
+  }
+
+  static SUBBIT_DEVICE void share_sums(Shared& shared, const Sums& sums, int round, const Place& at) {
+    SUBBIT_UNROLL
+    for (int m = 0; m < Tile::kM; ++m) {
+      SUBBIT_UNROLL
+      for (int n = 0; n < kRoundN; ++n) {
+        SUBBIT_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int pixel = (at.n * kRoundN + n) * kFragmentPixels + 2 * at.t + i % 2;
+          const int output = (at.m * Tile::kM + m) * kFragmentOutputs + at.g + i / 2 * 8;
+          shared.sums[at.k][pixel][output] = sums[m][round * kRoundN + n][i];
+        }
+      }
+    }
+  }
+
+  static SUBBIT_DEVICE float sum_of_bits(const ProductArgs& a, const Shared& shared, std::int32_t count, int pixel,
+                                         int output) {
+    const PixelBits bits = shared.bits[pixel];
+    if constexpr (Kind::kPlanes == 2) return static_cast<float>(2 * count + bits.offset);
+    std::int32_t plus = shared.plus_of_tap[output][a.weight.taps];
+    std::uint32_t left = bits.taps_outside;
+    for (int tap = 0; left != 0; ++tap, left >>= 1) {
+      if (left & 1) plus -= shared.plus_of_tap[output][tap];
+    }
+    return static_cast<float>(4 * count - 2 * plus + bits.offset);
+  }
+
+  // The epilogue of a round's pixels: a warp takes 32 outputs of a pixel, or 32 pixels of an output.
+  static SUBBIT_DEVICE void finish_round(const ProductArgs& a, const Shared& shared, int round, std::int64_t group,
+                                         std::int64_t first_output) {
+    static_assert(Tile::kOutputs % kWarpLanes == 0 && kThreads % kWarpLanes == 0);
+    constexpr int kItems = (kRoundPixels * Tile::kOutputs + kThreads - 1) / kThreads;
+    const ConvParams& conv = a.params.conv;
+    const CudaOperands& o = a.operands;
+    const std::int64_t first = group * a.weight.group_outputs + first_output;  // output of the tile's first
+    // Groups end with whole words; behind a single one's last output there may be half a word of zeros.
+    const std::int64_t word_end = a.weight.groups == 1 ? a.y_words : (group + 1) * a.weight.group_outputs / 32;
+    for (int i = 0; i < kItems; ++i) {
+      const int item = i * kThreads + static_cast<int>(threadIdx.x);
+      const int row = a.along_outputs ? item / Tile::kOutputs : item % kRoundPixels;
+      const int output = a.along_outputs ? item % Tile::kOutputs : item / kRoundPixels;
+      constexpr int kRoundWarpPixels = kRoundN * kFragmentPixels;
+      const int pixel = (row / kRoundWarpPixels * kRounds + round) * kRoundWarpPixels + row % kRoundWarpPixels;
+      const TilePixel& at = shared.pixels[pixel];
+      const std::int64_t image = at.image, out_row = at.out_row, out_column = at.out_column;
+      SignBits signs{false, false};
+      if (image >= 0 && first_output + output < a.weight.group_outputs) {
+        Sum all = shared.sums[0][row][output];
+        SUBBIT_UNROLL
+        for (int k = 1; k < Tile::kWarpsK; ++k) all = all + shared.sums[k][row][output];
+        float sum = 0.0f;
+        if constexpr (Kind::kIsBits) {
+          sum = sum_of_bits(a, shared, all, pixel, output);
+        } else {
+          sum = all;
+        }
+        const std::int64_t channel = first + output;
+        float residual = 0.0f;
+        if (o.residual) {
+          residual = load_element(o.residual, a.params.element,
+                                  image * conv.residual_n + channel * conv.residual_c + out_row * conv.residual_h +
+                                      out_column * conv.residual_w);
+        }
+        const ChannelEpilogue of_channel{shared.channels[0][output], shared.channels[1][output],
+                                         shared.channels[2][output], shared.channels[3][output],
+                                         shared.channels[4][output]};
+        const float v = finish(sum, of_channel, conv.activation, residual);
+        signs = sign_bits(v, of_channel.pack_shift, o.y_nonzero == nullptr);
+        if (o.y) {
+          store_element(o.y, a.params.element,
+                        image * conv.y_n + channel * conv.y_c + out_row * conv.y_h + out_column * conv.y_w, v);
+        }
+      }
+      if (o.y_plus) {  // lanes lie along outputs then
+        const std::uint32_t plus = __ballot_sync(~0u, signs.plus), nonzero = __ballot_sync(~0u, signs.nonzero);
+        const std::int64_t word = (first + output) / 32;
+        if (output % 32 == 0 && image >= 0 && word < word_end) {
+          const std::int64_t to = ((image * conv.out_height + out_row) * conv.out_width + out_column) * a.y_words + word;
+          reinterpret_cast<std::uint32_t*>(o.y_plus)[to] = plus;
+          if (o.y_nonzero) reinterpret_cast<std::uint32_t*>(o.y_nonzero)[to] = nonzero;
+        }
+      }
+    }
+  }
+};
+
+}  // namespace subbit
