@@ -36,6 +36,7 @@ UNITS = {(1, 3, 3): _C.Unit.k3x3, (8, 1, 1): _C.Unit.k8x1x1}
 Conv = _C.Conv
 kernels = _C.kernels
 candidates = _C.candidates
+cuda_candidates = _C.cuda_candidates
 wanted_plan = _C.wanted_plan
 machine_level = _C.machine_level
 active_level = _C.active_level

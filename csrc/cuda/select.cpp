@@ -1,0 +1,163 @@
+#include "cuda/select.h"
+
+#include <algorithm>
+
+#include "core/checked.h"
+
+namespace subbit::cuda {
+namespace {
+
+// What a multiprocessor does in a clock. NOT MEASURED: calculated from the vendor's data sheets and, for mma.sync and
+// one-bit products on Hopper, from one public microbenchmark each. What decides is their proportion to each other.
+struct Rates {
+  int capability;        // and later ones, up to the next entry
+  double gigahertz;      // boost clock
+  double gigabytes;      // a second, of the device's memory
+  double fma;            // float32 multiply-adds outside the tensor cores
+  double half_macs;      // fp16 or bf16 multiply-adds, float32 sums, at the tensor cores' best
+  double half_mma_macs;  // the same by mma.sync: Hopper's best needs wgmma, which the product kernels do not use
+  double bit_macs;       // one-bit multiply-adds by mma.sync
+};
+constexpr Rates kRates[] = {
+    {80, 1.41, 1555, 64, 1024, 1024, 16384},    // A100: 312 TFLOP/s fp16, 4992 Top/s one bit, 40 GB card
+    {86, 1.695, 600, 128, 512, 512, 4096},      // A10: 125 TFLOP/s fp16
+    {89, 2.52, 864, 128, 512, 512, 4096},       // L40S: 362 TFLOP/s fp16
+    {90, 1.755, 3350, 128, 2048, 1270, 17700},  // H100: 4096 FLOP a clock; mma.sync 62 % of it; BMMA 0.54 a clock
+    {100, 1.755, 3350, 128, 2048, 1270, 4096},  // as the last, but one-bit products are emulated by int8's
+};
+
+const Rates& rates_of(int capability) {
+  const Rates* found = kRates;
+  for (const Rates& rates : kRates) {
+    if (rates.capability <= capability) found = &rates;
+  }
+  return *found;
+}
+
+// Calculated too; see above.
+constexpr double kLaunch = 2.5;           // microseconds from one small kernel's start to the next one's
+constexpr double kMemory = 0.8;           // of the memory's best, for a kernel that streams
+constexpr double kLibrary = 0.7;          // of the best, for cuDNN where the device is full
+constexpr double kOurs = 0.6;             // of the best, for the kernels of this package: the aim, not a measurement
+constexpr double kSharedBytes = 128;      // a clock, from shared memory
+constexpr double kResponses = 64;         // a clock: two shared row sums and a store each
+constexpr std::int64_t kTilePixels = 64;  // that a block computes; so are outputs
+constexpr std::int64_t kTileOutputs = 64;
+constexpr std::int64_t kBitsDepth = 256;  // of a one-bit mma: shorter sums are padded to it
+constexpr std::int64_t kHalfDepth = 16;   // of an fp16 or bf16 one
+constexpr int kFloat32Passes = 3;         // a float32 is three bf16 parts
+
+double number(std::int64_t n) { return static_cast<double>(n); }
+
+class Model {
+ public:
+  Model(const Problem& problem, const Gpu& gpu) : p_(problem), gpu_(gpu), rates_(rates_of(gpu.capability)) {}
+
+  double microseconds(Plan plan) const {
+    switch (plan) {
+      case Plan::kSharing:
+        return kLaunch + std::max(sharing(), streamed(input_bytes() + output_bytes()));
+      case Plan::kProduct:
+        return kLaunch + std::max(product(), streamed(input_bytes() + output_bytes()));
+      case Plan::kDense:
+        break;
+    }
+    return dense();
+  }
+
+ private:
+  bool is_binary() const { return p_.activations == Activations::kBinary; }
+  bool is_half() const { return p_.element != Element::kFloat32; }
+  double channels() const { return number(p_.units * unit_channels(p_.unit)); }
+  double inputs() const { return number(p_.batch) * number(p_.groups) * channels() * number(p_.input_pixels); }
+  double outputs() const { return number(p_.batch) * number(p_.groups) * number(p_.outputs) * number(p_.pixels); }
+
+  // Packed activations take two bits each where they may be 0.
+  double input_bytes() const { return inputs() * (p_.packed_input ? 0.25 : element_bytes(p_.element)); }
+  double output_bytes() const {
+    return outputs() * ((p_.float_output ? element_bytes(p_.element) : 0) + (p_.packed_output ? 0.25 : 0));
+  }
+
+  double streamed(double bytes) const { return bytes / (rates_.gigabytes * 1e3 * kMemory); }
+
+  // Clocks of one multiprocessor as microseconds, when blocks of equal work are dealt to all of them.
+  double spread(double clocks, std::int64_t blocks) const {
+    const double rounds = number(ceil_div(std::max<std::int64_t>(blocks, 1), gpu_.multiprocessors));
+    return clocks / number(std::max<std::int64_t>(blocks, 1)) * rounds / (rates_.gigahertz * 1e3);
+  }
+
+  std::int64_t pixel_tiles() const { return ceil_div(p_.batch * p_.pixels, kTilePixels); }
+  std::int64_t output_tiles() const { return ceil_div(p_.outputs, kTileOutputs); }
+
+  // A gather reads a response for each output, unit and pixel; a block's outputs share its responses.
+  double sharing() const {
+    const std::int64_t blocks = p_.groups * pixel_tiles() * output_tiles();
+    const double unit_pixels = number(blocks) * number(p_.units) * number(kTilePixels);
+    const double bytes = is_binary() ? 1 : 4;
+    const double gathers = unit_pixels * number(std::min(p_.outputs, kTileOutputs)) * bytes / kSharedBytes;
+    return spread((gathers + unit_pixels * p_.codewords / kResponses) / kOurs, blocks);
+  }
+
+  double product() const {
+    const std::int64_t taps = p_.units * unit_taps(p_.unit);
+    const std::int64_t blocks = p_.groups * pixel_tiles() * output_tiles();
+    const double tile = number(kTilePixels * kTileOutputs);
+    const double depth = number(round_up(taps, is_binary() ? kBitsDepth : kHalfDepth));
+    const int planes = p_.packed_input && !is_binary() ? 1 : is_binary() ? 1 : is_half() ? 1 : kFloat32Passes;
+    const double rate = is_binary() ? rates_.bit_macs : rates_.half_mma_macs;
+    return spread(number(blocks) * tile * depth * planes / (rate * kOurs), blocks);
+  }
+
+  // cuDNN's convolution of the decoded weight, and what has to be done before and after it in passes of their own.
+  double dense() const {
+    const std::int64_t taps = p_.units * unit_taps(p_.unit);
+    const bool writes_element = !is_half() || p_.is_bare;
+    // Signs and halves are exact in TF32, which has half the rate of fp16.
+    const double rate = is_half() && writes_element ? rates_.half_macs
+                        : is_half() || is_binary()  ? rates_.half_macs / 2
+                                                    : rates_.fma;
+    const std::int64_t blocks = p_.groups * pixel_tiles() * output_tiles();
+    const double tile = number(kTilePixels * kTileOutputs);
+    const double sums = spread(number(blocks) * tile * number(taps) / (rate * kLibrary), blocks);
+    const double bytes = writes_element ? element_bytes(p_.element) : 4;
+    double time = kLaunch + std::max(sums, streamed(bytes * (inputs() + outputs())));
+    const auto pass = [&](double moved) { time += kLaunch + streamed(moved); };
+    if (is_binary() || !writes_element) pass(input_bytes() + bytes * inputs());
+    if (!p_.is_bare) pass(2 * bytes * outputs());
+    if (!writes_element && p_.float_output) pass(bytes * outputs() + output_bytes());
+    // Packed outside a kernel: every bit is a 64-bit integer for a while (activations.pack_signs).
+    if (p_.packed_output) pass(3 * 8 * outputs());
+    return time;
+  }
+
+  const Problem& p_;
+  const Gpu& gpu_;
+  const Rates& rates_;
+};
+
+}  // namespace
+
+const char* Candidate::name() const {
+  switch (plan) {
+    case Plan::kSharing:
+      return "sharing";
+    case Plan::kProduct:
+      return "product";
+    case Plan::kDense:
+      break;
+  }
+  return "dense";
+}
+
+std::vector<Candidate> candidates(const Problem& problem, const Gpu& gpu, const Routes& routes) {
+  const Model model(problem, gpu);
+  std::vector<Candidate> result;
+  if (routes.sharing) result.push_back({Plan::kSharing, model.microseconds(Plan::kSharing)});
+  if (routes.product) result.push_back({Plan::kProduct, model.microseconds(Plan::kProduct)});
+  result.push_back({Plan::kDense, model.microseconds(Plan::kDense)});
+  std::stable_sort(result.begin(), result.end(),
+                   [](const Candidate& a, const Candidate& b) { return a.microseconds < b.microseconds; });
+  return result;
+}
+
+}  // namespace subbit::cuda
