@@ -110,6 +110,8 @@ def cuda_candidates(
     batch: int,
     pixels: int,
     input_pixels: int,
+    has_zeros: bool,
+    is_channels_last: bool,
     packed_input: bool,
     float_output: bool,
     packed_output: bool,

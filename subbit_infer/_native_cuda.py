@@ -7,6 +7,7 @@ a plan that reads it in another form. So captures of CUDA graphs need one call b
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
 import weakref
@@ -42,6 +43,7 @@ ELEMENTS = (torch.float32, torch.float16, torch.bfloat16)
 ROUTES = ("sharing", "product")
 """The plans that kernels run; "dense" is torch's."""
 
+_UNITS = {} if _C_cuda is None else {(1, 3, 3): _C_cuda.Unit.k3x3, (8, 1, 1): _C_cuda.Unit.k8x1x1}
 _WORD_BYTES = 4  # rows of indices are whole words on the device
 _MOST_CONVS = 32  # sizes and options that one weight is kept planned for
 
@@ -137,8 +139,12 @@ def _stream_of(device: torch.device) -> Iterator[int]:
         yield torch.cuda.current_stream(device).cuda_stream
 
 
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def _refuse_capture(device: torch.device) -> None:
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if _is_capturing(device):
         raise RuntimeError(
             "a weight's first call on a device waits for the device, which captures of CUDA graphs forbid: "
             "call it once with such an input before the capture"
@@ -155,9 +161,9 @@ class Planned(NamedTuple):
     """A convolution of settled sizes and options.
 
     Attributes:
-        conv: what launches; None where the sizes are empty or the plan is dense.
+        conv: what launches.
         plan: "sharing", "product" or "dense".
-        scratch_bytes: that a launch needs.
+        scratch_bytes: that a launch by this plan needs.
         product_weight: the weight as the product's kernels read it; None for the other plans.
     """
 
@@ -199,6 +205,7 @@ class _Entry(NamedTuple):
     weight: Prepared
     codebook: weakref.ref[Tensor]
     state: tuple[object, ...]
+    copy: tuple[Tensor, Tensor] | None  # only of tensors that do not count their changes
 
 
 _prepared = PerTensor[_Entry]()  # by packed_indices
@@ -210,18 +217,24 @@ os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_i
 def find_prepared(
     packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]
 ) -> Prepared | None:
-    """The prepared weight if there is one and torch has counted no change of its tensors since."""
+    """The prepared weight if there is one and its tensors have not changed since."""
     entry = _prepared.get(packed)
     if entry is None or entry.codebook() is not codebook:
         return None
-    return entry.weight if entry.state == _native.state_of(packed, codebook, units, codewords, unit) else None
+    if entry.state != _native.state_of(packed, codebook, units, codewords, unit):
+        return None
+    if entry.copy is not None and not _is_capturing(packed.device):
+        copies = zip((packed, codebook), entry.copy, strict=True)
+        if not all(torch.equal(tensor, copy) for tensor, copy in copies):
+            return None
+    return entry.weight
 
 
 def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]) -> Prepared:
     """The weight as the kernels read it: validated and brought into shape once, and again only if its tensors change.
 
-    The first call waits for the device. Changes that torch does not count (through ``.data``, or of tensors made in
-    inference mode: comparing would wait for the device at every call) are not seen: pass a new tensor.
+    The first call waits for the device. So does every call with tensors made in inference mode, outside captures:
+    torch does not count their changes, so they are compared. Changes through ``.data`` are not seen.
 
     Raises:
         TypeError: a packed tensor is not uint8.
@@ -242,62 +255,304 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
             words = torch.nn.functional.pad(indices, (0, -indices.shape[1] % _WORD_BYTES)).view(torch.int32)
             taps = (unpack_codebook(bits, codewords, unit) > 0).flatten(1).to(torch.int32)
             numbers = (taps << torch.arange(taps.shape[1])).sum(1).to(torch.int16)
-            weight = Prepared(
-                words.to(packed.device), numbers.to(packed.device), units * unit[0], codewords, unit
-            )
+            weight = Prepared(words.to(packed.device), numbers.to(packed.device), units * unit[0], codewords, unit)
+            uncounted = packed.is_inference() or codebook.is_inference()
+            copy = (packed.clone(), codebook.clone()) if uncounted else None
         state = _native.state_of(packed, codebook, units, codewords, unit)
-        _prepared.put(packed, _Entry(weight, weakref.ref(codebook), state))
+        _prepared.put(packed, _Entry(weight, weakref.ref(codebook), state, copy))
         return weight
 
 
+class Shape(NamedTuple):
+    """What the planner is asked about a call, beside the weight.
+
+    Attributes:
+        device: that it runs on.
+        sizes: (N, C_out, H_out, W_out).
+        input_pixels: H * W.
+        groups: groups of channels.
+        dtype: of a float x and result.
+        binary: whether x is, or is made, signs.
+        has_zeros: whether those may be 0.
+        is_channels_last: whether x is.
+        packed_input: whether x is words.
+        float_output: whether floats are asked for.
+        packed_output: whether words are.
+        is_bare: whether nothing follows the sums but what rounding to the dtype does not change.
+    """
+
+    device: torch.device
+    sizes: tuple[int, int, int, int]
+    input_pixels: int
+    groups: int
+    dtype: torch.dtype
+    binary: bool
+    has_zeros: bool
+    is_channels_last: bool
+    packed_input: bool
+    float_output: bool
+    packed_output: bool
+    is_bare: bool
+
+
+class Candidate(NamedTuple):
+    """A way to run a call, and the microseconds that it is predicted to take for the whole batch."""
+
+    plan: str
+    microseconds: float
+
+
 def candidates(
-    x: Tensor,
-    weight: Prepared,
-    sizes: tuple[int, int, int, int],
-    groups: int,
-    activation_bits: int,
-    *,
-    dtype: torch.dtype,
-    float_output: bool,
-    packed_output: bool,
-    is_bare: bool,
-    routes: tuple[str, ...] = ROUTES,
-) -> list[tuple[str, float]]:
-    """Every plan and its predicted microseconds for the whole batch, the quickest first.
+    shape: Shape, units: int, codewords: int, unit: tuple[int, int, int], routes: tuple[str, ...] = ROUTES
+) -> list[Candidate]:
+    """Every way to run a call, the quickest first.
 
     Args:
-        x: floats or words, as :func:`conv2d` takes it; only sizes and device are read.
-        weight: the prepared weight.
-        sizes: (N, C_out, H_out, W_out).
-        groups: groups of channels.
-        activation_bits: 32 or 1.
-        dtype: of a float output.
-        float_output: whether there is one.
-        packed_output: whether there are words.
-        is_bare: whether nothing but a relu or hardtanh follows the sums.
-        routes: those that have a kernel for it.
+        shape: the call.
+        units: of one output channel.
+        codewords: size of the codebook.
+        unit: one of those that kernels are compiled for.
+        routes: the plans that have a kernel for it; "dense" always is there.
     """
-    packed = x.dtype == torch.int64
-    height, width = x.shape[1:3] if packed else x.shape[2:]
-    device = device_of(x.device)
+    facts = device_of(shape.device)
     found = _native.cuda_candidates(
-        binary=activation_bits == 1,
-        element=ELEMENTS.index(dtype),
-        unit=_native.UNITS[weight.unit],
-        codewords=weight.count,
-        units=weight.channels // weight.unit[0],
-        outputs=sizes[1] // groups,
-        groups=groups,
-        batch=sizes[0],
-        pixels=sizes[2] * sizes[3],
-        input_pixels=height * width,
-        packed_input=packed,
-        float_output=float_output,
-        packed_output=packed_output,
-        is_bare=is_bare,
-        capability=device.capability,
-        multiprocessors=device.multiprocessors,
+        binary=shape.binary,
+        element=ELEMENTS.index(shape.dtype),
+        unit=_native.UNITS[unit],
+        codewords=codewords,
+        units=units,
+        outputs=shape.sizes[1] // shape.groups,
+        groups=shape.groups,
+        batch=shape.sizes[0],
+        pixels=shape.sizes[2] * shape.sizes[3],
+        input_pixels=shape.input_pixels,
+        has_zeros=shape.has_zeros,
+        is_channels_last=shape.is_channels_last,
+        packed_input=shape.packed_input,
+        float_output=shape.float_output,
+        packed_output=shape.packed_output,
+        is_bare=shape.is_bare,
+        capability=facts.capability,
+        multiprocessors=facts.multiprocessors,
         has_sharing="sharing" in routes,
         has_product="product" in routes,
     )
-    return [(c["plan"], c["microseconds"]) for c in found]
+    return [Candidate(c["plan"], c["microseconds"]) for c in found]
+
+
+def _choose(weight: Prepared, shape: Shape, conv: Any) -> str:
+    """The plan that ``SUBBIT_PLAN`` asks for where there is one, else the quickest; that the device can run."""
+    wanted = _native.wanted_plan()
+    if wanted == "dense":
+        return wanted
+    check_device(shape.device)
+    routes = tuple(route for route in ROUTES if conv.can_run(route))
+    found = candidates(shape, weight.channels // weight.unit[0], weight.count, weight.unit, routes)
+    return next((c.plan for c in found if c.plan == wanted), found[0].plan)
+
+
+def planned(
+    weight: Prepared,
+    x: Tensor,
+    x_nonzero: Tensor | None,
+    y: Tensor | None,
+    residual: Tensor | None,
+    sizes: tuple[int, int, int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    activation_bits: int,
+    sign_zero: int,
+    activation: str,
+    packs: bool,
+    is_bare: bool,
+) -> Planned:
+    """The convolution for these sizes and options, planned at their first call; see :func:`conv2d`."""
+    assert _C_cuda is not None
+    packed = x.dtype == torch.int64
+    strides = [None if t is None else t.stride() for t in (None if packed else x, y, residual)]
+    options = stride, padding, dilation, groups, activation_bits, sign_zero, activation, packs, is_bare
+    key = x.dtype, x.shape, x_nonzero is None, sizes, *strides, options
+    found = weight.convs.get(key)
+    if found is not None:
+        return found
+    dtype = torch.float32 if packed else x.dtype
+    x_shape = (x.shape[0], weight.channels * groups, *x.shape[1:3]) if packed else tuple(x.shape)
+    conv = _C_cuda.Conv(
+        _UNITS[weight.unit], weight.count, ELEMENTS.index(dtype), x_shape, strides[0], sizes, strides[1], strides[2],
+        packs, stride, padding, dilation, groups, activation_bits == 1, bool(sign_zero) and not packed,
+        ACTIVATIONS.index(activation),
+    )  # fmt: skip
+    has_zeros = x_nonzero is not None if packed else not sign_zero
+    is_channels_last = not packed and x.stride(1) == 1
+    shape = Shape(
+        x.device, sizes, x_shape[2] * x_shape[3], groups, dtype, activation_bits == 1, has_zeros, is_channels_last,
+        packed, y is not None, packs, is_bare,
+    )  # fmt: skip
+    plan = _choose(weight, shape, conv)
+    product_weight = _product_weight(weight, conv, (groups, activation_bits)) if plan == "product" else None
+    scratch = 0 if plan == "dense" else conv.scratch_bytes(plan)
+    made = Planned(conv, plan, scratch, product_weight)
+    if len(weight.convs) >= _MOST_CONVS:
+        weight.convs.clear()
+    weight.convs[key] = made
+    return made
+
+
+def planned_plan(weight: Prepared, sizes: tuple[int, int, int, int]) -> str:
+    """The plan that ran for an output of these sizes, the last planned."""
+    return [found.plan for key, found in weight.convs.items() if key[3] == sizes][-1]
+
+
+def _product_weight(weight: Prepared, conv: Any, key: object) -> Tensor:
+    """The weight as the product's kernels read it; kept."""
+    found = weight.products.get(key)
+    if found is not None:
+        return found
+    device = weight.words.device
+    _refuse_capture(device)
+    with torch.inference_mode(False):
+        made = torch.empty(conv.product_weight_bytes, dtype=torch.uint8, device=device)
+    with _stream_of(device) as stream:
+        conv.prepare_product(
+            device.index, stream, weight.words.data_ptr(), weight.codewords.data_ptr(), made.data_ptr()
+        )
+    _settle(device)
+    weight.products[key] = made
+    return made
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def conv2d(
+    weight: Prepared,
+    x: Tensor,
+    y: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    activation_bits: int,
+    sign_zero: int,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    slope: Tensor | None = None,
+    shift: Tensor | None = None,
+    x_nonzero: Tensor | None = None,
+    plus: Tensor | None = None,
+    nonzero: Tensor | None = None,
+    pack_shift: Tensor | None = None,
+    is_bare: bool,
+    sizes: tuple[int, int, int, int],
+) -> bool:
+    """Starts a convolution on the current stream of x's device, and returns without waiting for it.
+
+    It computes what :func:`subbit_infer._native.conv2d` says. All tensors are on one CUDA device; the callers have
+    checked every other argument. Scratch memory is torch's, given back when the launch returns: what takes it next on
+    this stream comes after it.
+
+    Args:
+        weight: the prepared weight.
+        x: float32, float16 or bfloat16 (N, C_in, H, W) of any strides; or the ``plus`` words of packed activations,
+            contiguous.
+        y: (N, C_out, H_out, W_out) of x's dtype, float32 where x is packed, of any strides; None: not asked for.
+        scale: float32 (C_out,), contiguous; so are bias, slope, shift and pack_shift.
+        bias: as scale.
+        stride: rows, columns; so are padding and dilation.
+        padding: zeros, which contribute nothing.
+        dilation: distance of the taps.
+        groups: groups of channels.
+        activation_bits: 32, or 1 to take the sign of x; 1 where x is packed.
+        sign_zero: what the sign of an exact 0 of a float x is.
+        residual: of y's sizes and dtype, any strides.
+        activation: one of ``epilogue.ACTIVATIONS``.
+        slope: as scale; given if and only if ``activation`` is "prelu".
+        shift: as scale.
+        x_nonzero: where x is packed, its ``nonzero`` words; None where no activation is 0.
+        plus: int64 words of the result, contiguous; None: not asked for.
+        nonzero: the same; None where zeros count as +1.
+        pack_shift: as scale.
+        is_bare: whether nothing follows the sums but what rounding to y's dtype does not change.
+        sizes: (N, C_out, H_out, W_out).
+
+    Returns:
+        Whether it was started: not where the plan is to convolve densely, which is the caller's to do.
+
+    Raises:
+        ValueError: sizes do not fit each other, or their product overflows.
+        RuntimeError: kernels are not built for the device; a launch failed; or something that waits for the device
+            comes first and a CUDA graph is being captured.
+    """
+    found = planned(
+        weight, x, x_nonzero, y, residual, sizes, stride, padding, dilation, groups, activation_bits, sign_zero,
+        activation, plus is not None, is_bare,
+    )  # fmt: skip
+    if found.plan == "dense":
+        return False
+    scratch = torch.empty(found.scratch_bytes, dtype=torch.uint8, device=x.device) if found.scratch_bytes else None
+    with _stream_of(x.device) as stream:
+        found.conv(
+            found.plan, x.device.index, stream, x.data_ptr(), _pointer(x_nonzero), weight.words.data_ptr(),
+            weight.codewords.data_ptr(), _pointer(found.product_weight), _pointer(scale), _pointer(bias),
+            _pointer(residual), _pointer(slope), _pointer(shift), _pointer(y), _pointer(plus), _pointer(nonzero),
+            _pointer(pack_shift), _pointer(scratch),
+        )  # fmt: skip
+    return True
+
+
+_MOST_OF_CUDNN = 2**31 - 1  # elements of a tensor
+
+
+def has_cudnn(x: Tensor, sizes: tuple[int, int, int, int]) -> bool:
+    """Whether cuDNN can convolve x (N, C, H, W) into an output of these sizes."""
+    fits = x.numel() <= _MOST_OF_CUDNN and math.prod(sizes) <= _MOST_OF_CUDNN
+    return fits and torch.backends.cudnn.is_acceptable(x)
+
+
+def dense_sums(
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    *,
+    allow_tf32: bool,
+) -> Tensor:
+    """``F.conv2d`` by cuDNN, with TF32 or without it whatever torch's flags say, and always with the same bits."""
+    benchmark = torch.backends.cudnn.benchmark
+    with torch.autocast("cuda", enabled=False):
+        result: Tensor = torch.ops.aten.cudnn_convolution(
+            x, weight, padding, stride, dilation, groups, benchmark, True, allow_tf32
+        )
+    return result
+
+
+def pack(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tensor | None]:
+    """The signs of x + shift as words, ``plus`` and ``nonzero``, started on the current stream of x's device.
+
+    Args:
+        x: float32, float16 or bfloat16 (N, C, H, W) of any strides.
+        shift: float32 (C,), contiguous, or None.
+        sign_zero: 1 for zeros that count as +1, and no ``nonzero``.
+
+    Raises:
+        RuntimeError: kernels are not built for the device, or the launch failed.
+    """
+    assert _C_cuda is not None
+    check_device(x.device)
+    batch, channels, height, width = x.shape
+    plus = torch.empty(batch, height, width, word_count(channels), dtype=torch.int64, device=x.device)
+    nonzero = None if sign_zero else torch.empty_like(plus)
+    with _stream_of(x.device) as stream:
+        _C_cuda.pack(
+            x.device.index, stream, x.data_ptr(), ELEMENTS.index(x.dtype), x.shape, x.stride(), _pointer(shift),
+            bool(sign_zero), plus.data_ptr(), _pointer(nonzero),
+        )  # fmt: skip
+    return plus, nonzero

@@ -41,11 +41,18 @@ constexpr double kLibrary = 0.7;          // of the best, for cuDNN where the de
 constexpr double kOurs = 0.6;             // of the best, for the kernels of this package: the aim, not a measurement
 constexpr double kSharedBytes = 128;      // a clock, from shared memory
 constexpr double kResponses = 64;         // a clock: two shared row sums and a store each
-constexpr std::int64_t kTilePixels = 64;  // that a block computes; so are outputs
-constexpr std::int64_t kTileOutputs = 64;
+constexpr int kFloat32Passes = 3;         // a float32 is three bf16 parts
 constexpr std::int64_t kBitsDepth = 256;  // of a one-bit mma: shorter sums are padded to it
 constexpr std::int64_t kHalfDepth = 16;   // of an fp16 or bf16 one
-constexpr int kFloat32Passes = 3;         // a float32 is three bf16 parts
+
+// What a block computes, and how much of the multiprocessor's best it gets.
+struct Tile {
+  std::int64_t pixels, outputs;
+  double share;
+};
+constexpr Tile kSharingTile = {64, 64, 1};
+constexpr Tile kLargeTile = {128, 128, 1};
+constexpr Tile kSmallTile = {16, 32, 0.25};  // each operand is read for little work
 
 double number(std::int64_t n) { return static_cast<double>(n); }
 
@@ -56,9 +63,9 @@ class Model {
   double microseconds(Plan plan) const {
     switch (plan) {
       case Plan::kSharing:
-        return kLaunch + std::max(sharing(), streamed(input_bytes() + output_bytes()));
+        return sharing();
       case Plan::kProduct:
-        return kLaunch + std::max(product(), streamed(input_bytes() + output_bytes()));
+        return product();
       case Plan::kDense:
         break;
     }
@@ -72,61 +79,75 @@ class Model {
   double inputs() const { return number(p_.batch) * number(p_.groups) * channels() * number(p_.input_pixels); }
   double outputs() const { return number(p_.batch) * number(p_.groups) * number(p_.outputs) * number(p_.pixels); }
 
-  // Packed activations take two bits each where they may be 0.
-  double input_bytes() const { return inputs() * (p_.packed_input ? 0.25 : element_bytes(p_.element)); }
+  static constexpr double kPackedBytes = 0.25;  // of a packed activation that may be 0
+
+  double input_bytes() const { return inputs() * (p_.packed_input ? kPackedBytes : element_bytes(p_.element)); }
   double output_bytes() const {
-    return outputs() * ((p_.float_output ? element_bytes(p_.element) : 0) + (p_.packed_output ? 0.25 : 0));
+    return outputs() * ((p_.float_output ? element_bytes(p_.element) : 0) + (p_.packed_output ? kPackedBytes : 0));
   }
 
   double streamed(double bytes) const { return bytes / (rates_.gigabytes * 1e3 * kMemory); }
 
-  // Clocks of one multiprocessor as microseconds, when blocks of equal work are dealt to all of them.
-  double spread(double clocks, std::int64_t blocks) const {
-    const double rounds = number(ceil_div(std::max<std::int64_t>(blocks, 1), gpu_.multiprocessors));
-    return clocks / number(std::max<std::int64_t>(blocks, 1)) * rounds / (rates_.gigahertz * 1e3);
+  // What a launch of its own moves.
+  double pass(double bytes) const { return kLaunch + streamed(bytes); }
+
+  // Blocks that a kernel of such a tile has. They are dealt to the multiprocessors, so time goes in rounds.
+  std::int64_t blocks(const Tile& tile) const {
+    return p_.groups * ceil_div(p_.batch * p_.pixels, tile.pixels) * ceil_div(p_.outputs, tile.outputs);
   }
 
-  std::int64_t pixel_tiles() const { return ceil_div(p_.batch * p_.pixels, kTilePixels); }
-  std::int64_t output_tiles() const { return ceil_div(p_.outputs, kTileOutputs); }
+  double rounds(const Tile& tile, double clocks_of_block) const {
+    return number(ceil_div(blocks(tile), gpu_.multiprocessors)) * clocks_of_block / (rates_.gigahertz * 1e3);
+  }
+
+  // Multiply-adds of `depth` for each result, by the better of the two tiles.
+  double multiply(double depth, double macs_of_clock) const {
+    const auto by = [&](const Tile& tile) {
+      return rounds(tile, number(tile.pixels * tile.outputs) * depth / (macs_of_clock * tile.share));
+    };
+    return std::min(by(kLargeTile), by(kSmallTile));
+  }
 
   // A gather reads a response for each output, unit and pixel; a block's outputs share its responses.
   double sharing() const {
-    const std::int64_t blocks = p_.groups * pixel_tiles() * output_tiles();
-    const double unit_pixels = number(blocks) * number(p_.units) * number(kTilePixels);
+    const Tile& tile = kSharingTile;
+    const double unit_pixels = number(p_.units * tile.pixels);
     const double bytes = is_binary() ? 1 : 4;
-    const double gathers = unit_pixels * number(std::min(p_.outputs, kTileOutputs)) * bytes / kSharedBytes;
-    return spread((gathers + unit_pixels * p_.codewords / kResponses) / kOurs, blocks);
+    const double gathers = unit_pixels * number(std::min(p_.outputs, tile.outputs)) * bytes / kSharedBytes;
+    const double responses = unit_pixels * p_.codewords / kResponses;
+    return pass(0) + std::max(rounds(tile, (gathers + responses) / kOurs), streamed(input_bytes() + output_bytes()));
   }
 
+  // Signs are packed, and floats brought into 16-bit parts, by a kernel before the product's.
   double product() const {
     const std::int64_t taps = p_.units * unit_taps(p_.unit);
-    const std::int64_t blocks = p_.groups * pixel_tiles() * output_tiles();
-    const double tile = number(kTilePixels * kTileOutputs);
-    const double depth = number(round_up(taps, is_binary() ? kBitsDepth : kHalfDepth));
-    const int planes = p_.packed_input && !is_binary() ? 1 : is_binary() ? 1 : is_half() ? 1 : kFloat32Passes;
-    const double rate = is_binary() ? rates_.bit_macs : rates_.half_mma_macs;
-    return spread(number(blocks) * tile * depth * planes / (rate * kOurs), blocks);
+    if (is_binary()) {
+      const double packed = inputs() * kPackedBytes;
+      const double depth = number(round_up(taps, kBitsDepth)) * (p_.has_zeros ? 2 : 1);
+      const double before = p_.packed_input ? 0 : pass(input_bytes() + packed);
+      return before + pass(0) + std::max(multiply(depth, rates_.bit_macs * kOurs), streamed(packed + output_bytes()));
+    }
+    const double arranged = inputs() * 2 * (is_half() ? 1 : kFloat32Passes);
+    const double depth = number(round_up(taps, kHalfDepth)) * (is_half() ? 1 : kFloat32Passes);
+    const double before = is_half() && p_.is_channels_last ? 0 : pass(input_bytes() + arranged);
+    return before + pass(0) +
+           std::max(multiply(depth, rates_.half_mma_macs * kOurs), streamed(arranged + output_bytes()));
   }
 
-  // cuDNN's convolution of the decoded weight, and what has to be done before and after it in passes of their own.
+  // cuDNN's convolution of the decoded weight, and what has to be done before and after it by kernels of their own.
   double dense() const {
-    const std::int64_t taps = p_.units * unit_taps(p_.unit);
     const bool writes_element = !is_half() || p_.is_bare;
     // Signs and halves are exact in TF32, which has half the rate of fp16.
     const double rate = is_half() && writes_element ? rates_.half_macs
                         : is_half() || is_binary()  ? rates_.half_macs / 2
                                                     : rates_.fma;
-    const std::int64_t blocks = p_.groups * pixel_tiles() * output_tiles();
-    const double tile = number(kTilePixels * kTileOutputs);
-    const double sums = spread(number(blocks) * tile * number(taps) / (rate * kLibrary), blocks);
     const double bytes = writes_element ? element_bytes(p_.element) : 4;
-    double time = kLaunch + std::max(sums, streamed(bytes * (inputs() + outputs())));
-    const auto pass = [&](double moved) { time += kLaunch + streamed(moved); };
-    if (is_binary() || !writes_element) pass(input_bytes() + bytes * inputs());
-    if (!p_.is_bare) pass(2 * bytes * outputs());
-    if (!writes_element && p_.float_output) pass(bytes * outputs() + output_bytes());
-    // Packed outside a kernel: every bit is a 64-bit integer for a while (activations.pack_signs).
-    if (p_.packed_output) pass(3 * 8 * outputs());
+    double time = pass(0) + std::max(multiply(number(p_.units * unit_taps(p_.unit)), rate * kLibrary),
+                                     streamed(bytes * (inputs() + outputs())));
+    if (is_binary() || !writes_element) time += pass(input_bytes() + bytes * inputs());
+    if (!p_.is_bare) time += pass(2 * bytes * outputs());
+    if (!writes_element && p_.float_output) time += pass(bytes * outputs() + output_bytes());
+    if (p_.packed_output) time += pass(outputs() * (bytes + kPackedBytes));
     return time;
   }
 

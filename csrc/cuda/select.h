@@ -21,6 +21,8 @@ struct Problem {
   std::int64_t batch;
   std::int64_t pixels;        // of an output image
   std::int64_t input_pixels;  // of an input image
+  bool has_zeros;             // binary activations: they may be 0
+  bool is_channels_last;      // x
   bool packed_input;
   bool float_output;
   bool packed_output;
