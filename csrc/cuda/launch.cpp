@@ -1,6 +1,7 @@
 #include "cuda/launch.h"
 
 #include "cuda/sharing.h"
+#include "cuda/sharing_tile.h"
 
 namespace subbit {
 

@@ -7,8 +7,6 @@
 
 namespace subbit {
 
-bool can_run_sharing(const CudaParams& params);
-
 // Called by launch(), for problems that it can run and that are not empty.
 cudaError_t launch_sharing(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
 

@@ -18,6 +18,7 @@
 #include <new>
 #include <random>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -252,6 +253,10 @@ T __shfl_xor_sync(unsigned, T mine, int mask) {
 
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline unsigned __float_as_uint(float v) { return subbit::shim::bits_as<unsigned>(v); }
+inline float __uint_as_float(unsigned v) { return subbit::shim::bits_as<float>(v); }
+inline unsigned atomicOr(unsigned* at, unsigned bits) { return std::exchange(*at, *at | bits); }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
