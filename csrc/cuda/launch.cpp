@@ -1,5 +1,6 @@
 #include "cuda/launch.h"
 
+#include "cuda/product.h"
 #include "cuda/sharing.h"
 #include "cuda/sharing_tile.h"
 
@@ -10,7 +11,7 @@ bool can_run(Route route, const CudaParams& params) {
     case Route::kSharing:
       return can_run_sharing(params);
     case Route::kProduct:
-      break;
+      return can_run_product(params);
   }
   return false;
 }
@@ -19,7 +20,7 @@ cudaError_t launch(Route route, const CudaParams& params, const CudaOperands& op
   if (!can_run(route, params)) return cudaErrorNotSupported;
   const ConvParams& conv = params.conv;
   if (conv.batch == 0 || conv.out_channels == 0 || conv.out_height == 0 || conv.out_width == 0) return cudaSuccess;
-  return launch_sharing(params, operands, stream);
+  return route == Route::kSharing ? launch_sharing(params, operands, stream) : launch_product(params, operands, stream);
 }
 
 }  // namespace subbit

@@ -1,0 +1,11 @@
+#include "cuda/product_b1.cuh"
+
+#include "cuda/product.h"
+
+namespace subbit {
+
+cudaError_t launch_product_bits(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream) {
+  return run_product_bits(params, operands, stream);
+}
+
+}  // namespace subbit

@@ -1,0 +1,11 @@
+#include "cuda/product_float.cuh"
+
+#include "cuda/product.h"
+
+namespace subbit {
+
+cudaError_t launch_product_floats(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream) {
+  return run_product_floats(params, operands, stream);
+}
+
+}  // namespace subbit

@@ -1,0 +1,11 @@
+#include "cuda/product_half.cuh"
+
+#include "cuda/product.h"
+
+namespace subbit {
+
+cudaError_t launch_product_halves(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream) {
+  return run_product_halves(params, operands, stream);
+}
+
+}  // namespace subbit

@@ -1,0 +1,120 @@
+// A call of the product: x brought into the order that the kernel reads, a tile chosen, the kernel started.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/product.cuh"
+
+namespace subbit {
+
+constexpr std::int64_t kCopyBytes = 16;  // what asynchronous copies are aligned to
+
+constexpr bool is_binary(const CudaParams& params) { return params.conv.activations == Activations::kBinary; }
+constexpr std::int64_t group_channels_of(const CudaParams& params) {
+  return params.conv.in_channels / params.conv.groups;
+}
+
+// Whether x is read where it is: words whose groups begin at whole words, or 16-bit numbers with channels side by side
+// and pieces of 16 bytes that are aligned and whole.
+inline bool reads_in_place(const CudaParams& params, const CudaOperands& operands) {
+  const ConvParams& conv = params.conv;
+  if (is_binary(params)) return conv.x_is_packed && (conv.groups == 1 || group_channels_of(params) % kWordChannels == 0);
+  const auto whole = [](std::int64_t elements) { return elements % kPieceChannels == 0; };
+  return params.element != Element::kFloat32 && conv.x_c == 1 && whole(group_channels_of(params)) && whole(conv.x_n) &&
+         whole(conv.x_h) && whole(conv.x_w) && reinterpret_cast<std::uintptr_t>(operands.x) % kCopyBytes == 0;
+}
+
+inline std::int64_t input_pixels(const CudaParams& params) {
+  return checked_product({params.conv.batch, params.conv.height, params.conv.width}, "input");
+}
+
+// Planes of x as the kernel reads it, and the bytes of one of a pixel.
+inline int input_planes(const CudaParams& params, const CudaOperands& operands) {
+  if (!is_binary(params)) return params.element == Element::kFloat32 ? 3 : 1;
+  return params.conv.x_is_packed && operands.x_nonzero == nullptr ? 1 : 2;
+}
+inline std::int64_t group_bytes(const CudaParams& params) {
+  if (is_binary(params)) return ceil_div(group_channels_of(params), kWordChannels) * 8;
+  return ceil_div(group_channels_of(params), kPieceChannels) * 16;
+}
+inline std::int64_t plane_bytes(const CudaParams& params) {
+  const std::int64_t bytes =
+      checked_product({input_pixels(params), params.conv.groups, group_bytes(params)}, "scratch memory");
+  return round_up(bytes, kCopyBytes);
+}
+
+inline std::int64_t scratch_bytes(const CudaParams& params, const CudaOperands& operands) {
+  if (reads_in_place(params, operands)) return 0;
+  return checked_product({input_planes(params, operands), plane_bytes(params)}, "scratch memory");
+}
+
+// x, read in place or rearranged into the scratch memory (product_input.cuh).
+Status start_input(const CudaParams& params, const CudaOperands& operands, Stream stream, ProductInput& input);
+
+inline std::int64_t output_pixels(const CudaParams& params) {
+  return checked_product({params.conv.batch, params.conv.out_height, params.conv.out_width}, "output");
+}
+
+// Outputs of a group that tiles must cover: those there are, and what fills the last word of packed results.
+inline std::int64_t covered_outputs(const CudaParams& params) {
+  const std::int64_t outputs = params.group_outputs();
+  return params.conv.packs && params.conv.groups == 1 ? round_up(outputs, kWordChannels) : outputs;
+}
+
+template <class Tile>
+std::int64_t blocks_of(const CudaParams& params) {
+  return checked_product({ceil_div(output_pixels(params), Tile::kPixels), params.conv.groups,
+                          ceil_div(covered_outputs(params), Tile::kOutputs)},
+                         "grid");
+}
+
+template <class Kind, class Tile>
+Status start_tile(ProductArgs args, Stream stream) {
+  const std::int64_t blocks = blocks_of<Tile>(args.params);
+  args.output_tiles = ceil_div(covered_outputs(args.params), Tile::kOutputs);
+  return start<Product<Kind, Tile>>(blocks, Product<Kind, Tile>::kSharedBytes, args, stream);
+}
+
+// As many blocks as the devices in question have multiprocessors (108 to 144). A constant, so that the bits of a result
+// do not depend on the device.
+constexpr std::int64_t kEnoughBlocks = 128;
+
+template <class Kind, class Large, class Small>
+Status run_product(const CudaParams& params, const CudaOperands& operands, Stream stream) {
+  const ConvParams& conv = params.conv;
+  ProductArgs args{};
+  args.params = params;
+  args.operands = operands;
+  args.weight = product_weight_shape(params);
+  args.pixels = output_pixels(params);
+  args.y_words = ceil_div(conv.out_channels, kWordChannels) * 2;
+  const auto even = [](std::int64_t elements) { return elements % 2 == 0; };
+  args.stores_pairs = conv.y_c == 1 && even(conv.y_n) && even(conv.y_h) && even(conv.y_w) &&
+                      even(params.group_outputs()) &&
+                      reinterpret_cast<std::uintptr_t>(operands.y) % (2 * element_bytes(params.element)) == 0;
+  const Status status = start_input(params, operands, stream, args.x);
+  if (status != kStarted) return status;
+  if (blocks_of<Large>(params) >= kEnoughBlocks) return start_tile<Kind, Large>(args, stream);
+  return start_tile<Kind, Small>(args, stream);
+}
+
+using SmallTile = ProductTile<1, 4, 1, 1, 4, 4, 3>;
+
+inline bool runs_product(const CudaParams& params) {
+  const ConvParams& conv = params.conv;
+  // Positions in x are 32-bit numbers, padding and the farthest tap counted; so are steps of K, and counts of bits.
+  constexpr std::int64_t kMostPositions = 1 << 29, kMostChannels = 1 << 24;
+  const auto fits = [](std::int64_t size, std::int64_t pad, std::int64_t dilation, std::int64_t out) {
+    return size < kMostPositions && pad < kMostPositions && dilation < kMostPositions / 2 && out < kMostPositions;
+  };
+  if (!fits(conv.height, conv.pad_h, conv.dilation_h, conv.out_height) ||
+      !fits(conv.width, conv.pad_w, conv.dilation_w, conv.out_width)) {
+    return false;
+  }
+  if (conv.batch >= kMostPositions || group_channels_of(params) > kMostChannels) return false;
+  // Packed results of groups that end inside words would need words that two blocks write.
+  if (conv.packs && conv.groups > 1 && params.group_outputs() % kWordChannels != 0) return false;
+  return blocks_of<SmallTile>(params) <= kMostBlocks;
+}
+
+}  // namespace subbit

@@ -1,0 +1,114 @@
+// Makes the weight that the product reads (product_weight.h) of packed indices, once for each weight.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/params.h"
+#include "cuda/platform.h"
+#include "cuda/product_weight.h"
+#include "cuda/start.cuh"
+
+namespace subbit {
+
+struct ProductWeightArgs {
+  ProductWeightShape shape;
+  std::int64_t sign_words, counts;
+  const std::uint32_t* indices;
+  const Codeword* codebook;
+  std::int64_t index_row_words;
+  int tau, unit_channels;
+  std::uint32_t* words;  // the signs, and behind them the counts
+};
+
+// Whether a weight is +1. The output counts all groups', the channel its group's.
+SUBBIT_DEVICE bool weight_is_plus(const ProductWeightArgs& a, std::int64_t output, std::int64_t channel, int tap) {
+  const std::uint32_t* row = a.indices + output * a.index_row_words;
+  const std::int64_t unit = channel / a.unit_channels, bit = unit * a.tau, word = bit / 32;
+  const int shift = static_cast<int>(bit % 32);
+  std::uint32_t index = row[word] >> shift;
+  if (shift + a.tau > 32) index |= row[word + 1] << (32 - shift);
+  index &= (1u << a.tau) - 1;
+  const int of_codeword = a.unit_channels == 1 ? tap : static_cast<int>(channel % a.unit_channels);
+  return (a.codebook[index] >> of_codeword & 1) != 0;
+}
+
+SUBBIT_DEVICE std::uint32_t word_of_halves(const ProductWeightArgs& a, std::int64_t group, std::int64_t block,
+                                           std::int64_t step, int lane) {
+  const ProductWeightShape& s = a.shape;
+  const std::int64_t tap_steps = s.tap_slots / 4, first = step % tap_steps * kStepHalves;
+  const int tap = static_cast<int>(step / tap_steps);
+  std::uint32_t word = 0;
+  for (int bit = 0; bit < 32; ++bit) {
+    const int e = bit / 16, h = bit / 4 % 4, in_slot = bit % 4;  // in_slot = 2 s + r
+    const std::int64_t output = block * kHalvesOutputs + h * kFragmentOutputs + lane / 4;
+    const std::int64_t channel = first + lane % 4 * 8 + in_slot * 2 + e;
+    if (output >= s.group_outputs || channel >= s.group_channels) continue;
+    word |= std::uint32_t{!weight_is_plus(a, group * s.group_outputs + output, channel, tap)} << bit;
+  }
+  return word;
+}
+
+SUBBIT_DEVICE std::uint32_t word_of_bits(const ProductWeightArgs& a, std::int64_t group, std::int64_t block,
+                                         std::int64_t step, int lane, int i) {
+  const ProductWeightShape& s = a.shape;
+  const std::int64_t output = block * kFragmentOutputs + lane / 4;
+  const std::int64_t half = step * kStepWords * 2 + lane % 4 * 4 + i, tap = half / 2 / s.tap_slots;
+  const std::int64_t first = half / 2 % s.tap_slots * kWordChannels + half % 2 * 32;
+  if (output >= s.group_outputs || tap >= s.taps) return 0;
+  std::uint32_t word = 0;
+  for (int bit = 0; bit < 32 && first + bit < s.group_channels; ++bit) {
+    const bool plus = weight_is_plus(a, group * s.group_outputs + output, first + bit, static_cast<int>(tap));
+    word |= std::uint32_t{plus} << bit;
+  }
+  return word;
+}
+
+SUBBIT_DEVICE std::uint32_t count_of_plus(const ProductWeightArgs& a, std::int64_t output, int tap) {
+  const int first = tap == a.shape.taps ? 0 : tap, end = tap == a.shape.taps ? tap : tap + 1;
+  std::uint32_t count = 0;
+  for (int t = first; t < end; ++t) {
+    for (std::int64_t c = 0; c < a.shape.group_channels; ++c) count += weight_is_plus(a, output, c, t);
+  }
+  return count;
+}
+
+// A thread makes a word.
+struct PrepareProductWeight {
+  static constexpr int kThreads = 256, kBlocksPerMultiprocessor = 4;
+
+  static SUBBIT_DEVICE void run(const ProductWeightArgs& a) {
+    const ProductWeightShape& s = a.shape;
+    for (std::int64_t i = thread_of_grid(); i < a.sign_words + a.counts; i += threads_of_grid()) {
+      if (i >= a.sign_words) {
+        const std::int64_t count = i - a.sign_words;
+        a.words[i] = count_of_plus(a, count / (s.taps + 1), static_cast<int>(count % (s.taps + 1)));
+        continue;
+      }
+      const std::int64_t block = i / s.block_words, group = block / s.blocks, in_block = i % s.block_words;
+      const int words = s.is_bits ? 4 : 1, lane = static_cast<int>(in_block / words % kWarpLanes);
+      const std::int64_t step = in_block / words / kWarpLanes;
+      a.words[i] = s.is_bits
+                       ? word_of_bits(a, group, block % s.blocks, step, lane, static_cast<int>(in_block % words))
+                       : word_of_halves(a, group, block % s.blocks, step, lane);
+    }
+  }
+};
+
+inline Status start_prepare(const CudaParams& params, const std::uint32_t* indices, const Codeword* codebook,
+                            void* weight, Stream stream) {
+  ProductWeightArgs args{};
+  args.shape = product_weight_shape(params);
+  args.sign_words = product_sign_words(args.shape);
+  args.counts = product_counts(args.shape);
+  args.indices = indices;
+  args.codebook = codebook;
+  args.tau = tau_for(params.codewords);
+  args.index_row_words = index_row_words(params.units(), args.tau);
+  args.unit_channels = unit_channels(params.conv.unit);
+  args.words = static_cast<std::uint32_t*>(weight);
+  const std::int64_t items = args.sign_words + args.counts;
+  if (items == 0) return kStarted;
+  return start<PrepareProductWeight>(blocks_for(items, PrepareProductWeight::kThreads), 0, args, stream);
+}
+
+}  // namespace subbit

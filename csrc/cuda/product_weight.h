@@ -1,0 +1,78 @@
+// The weight as the product reads it: its signs, one bit each, in the order in which a warp's lanes want them.
+//
+// A decoded copy and not the indices: 32 weights of one output are then one load and two instructions for every pair
+// of them, where the indices would take an extraction of tau bits, a look-up in shared memory and a transposition of
+// the nine taps for each channel, in every block of pixels again. It takes 9 bits for tau: 0.3 MiB for 512 x 512
+// channels, which the second-level cache holds. Saved and shipped are the indices alone; this is made from them, by the
+// device, once for each weight.
+//
+// K, the numbers of one output, goes tap by tap and inside a tap by channel. A *step* is what two products of matrices
+// take: 64 bytes of a pixel, 32 halves of one tap or 512 bits, four pieces of 16 bytes, the t-th of which is lane t's
+// (t = lane % 4) slot of both products (mma.cuh). Padding bits mean nothing: they meet zeros of x.
+//
+//   halves   [group][32 outputs][step][lane] words: bit 16 e + 4 h + 2 s + r of lane (g, t) is of output 8 h + g and
+//            channel 8 t + 4 s + 2 r + e of the step: number e of register r in product s of the h-th eight outputs.
+//            1 is -1 here, so that `word << i & 0x80008000 | 0x3c003c00` is a register of two halves of +-1.
+//   bits     [group][8 outputs][step][lane][4] words: word i of lane (g, t) is word 4 t + i of output g's step, a
+//            channel a bit, 1 being +1; words 0 and 1 are of the first product. Then [output][taps + 1] counts of +1
+//            as int32, all taps' last.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/params.h"
+
+namespace subbit {
+
+constexpr int kStepBytes = 64;
+constexpr int kPieceChannels = 8;     // halves of 16 bytes
+constexpr int kStepHalves = 32;       // channels of a step of halves
+constexpr int kStepWords = 8;         // 64-bit words of a step of bits
+constexpr int kHalvesOutputs = 32;    // outputs whose signs of halves are one block
+constexpr int kFragmentOutputs = 8;   // outputs of one product of matrices
+constexpr int kWarpLanes = 32;
+
+struct ProductWeightShape {
+  std::int64_t groups, group_outputs, group_channels;
+  int taps;
+  bool is_bits;
+  std::int64_t tap_slots;  // pieces of 16 bytes (halves) or words of 64 bits (bits) of a tap, padding included
+  std::int64_t steps;
+  std::int64_t blocks;       // of outputs, of a group
+  std::int64_t block_words;  // 32-bit words of a block of outputs
+};
+
+inline ProductWeightShape product_weight_shape(const CudaParams& params) {
+  const ConvParams& conv = params.conv;
+  ProductWeightShape s{};
+  s.groups = conv.groups;
+  s.group_outputs = params.group_outputs();
+  s.group_channels = conv.in_channels / conv.groups;
+  s.taps = kernel_taps(conv.unit);
+  s.is_bits = conv.activations == Activations::kBinary;
+  if (s.is_bits) {
+    s.tap_slots = ceil_div(s.group_channels, kWordChannels);
+    s.steps = ceil_div(s.taps * s.tap_slots, kStepWords);
+    s.blocks = ceil_div(s.group_outputs, kFragmentOutputs);
+    s.block_words = s.steps * kWarpLanes * 4;
+  } else {
+    s.tap_slots = ceil_div(s.group_channels, kStepHalves) * 4;
+    s.steps = s.taps * s.tap_slots / 4;
+    s.blocks = ceil_div(s.group_outputs, kHalvesOutputs);
+    s.block_words = s.steps * kWarpLanes;
+  }
+  return s;
+}
+
+constexpr std::int64_t product_sign_words(const ProductWeightShape& s) { return s.groups * s.blocks * s.block_words; }
+constexpr std::int64_t product_counts(const ProductWeightShape& s) {
+  return s.is_bits ? s.groups * s.group_outputs * (s.taps + 1) : 0;
+}
+
+inline std::int64_t prepared_bytes(const CudaParams& params) {
+  const ProductWeightShape s = product_weight_shape(params);
+  const std::int64_t counts = checked_product({product_counts(s), 4}, "prepared weight");
+  return checked_product({s.groups, s.blocks, s.block_words, 4}, "prepared weight") + counts;
+}
+
+}  // namespace subbit

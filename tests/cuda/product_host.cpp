@@ -1,0 +1,212 @@
+// The product's kernels, run on the CPU by the host shim, for tests/test_cuda_product.py.
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "cuda/product_b1.cuh"
+#include "cuda/product_float.cuh"
+#include "cuda/product_half.cuh"
+#include "cuda/product_input.cuh"
+#include "cuda/product_weight.cuh"
+
+namespace subbit {
+namespace {
+
+enum class TileChoice : int { kBySize = 0, kLarge = 1, kSmall = 2 };
+
+template <class Kind, class Large>
+Status run_with(TileChoice tile, const CudaParams& params, const CudaOperands& operands) {
+  if (tile == TileChoice::kLarge) return run_product<Kind, Large, Large>(params, operands, {});
+  if (tile == TileChoice::kSmall) return run_product<Kind, SmallTile, SmallTile>(params, operands, {});
+  return run_product<Kind, Large, SmallTile>(params, operands, {});
+}
+
+Status run(TileChoice tile, const CudaParams& params, const CudaOperands& operands) {
+  if (is_binary(params)) {
+    if (input_planes(params, operands) == 1) return run_with<BitsKind<1>, BitsTile>(tile, params, operands);
+    return run_with<BitsKind<2>, PlanesTile>(tile, params, operands);
+  }
+  switch (params.element) {
+    case Element::kFloat32:
+      return run_with<HalvesKind<__nv_bfloat16, 3>, FloatsTile>(tile, params, operands);
+    case Element::kFloat16:
+      return run_with<HalvesKind<__half, 1>, HalvesTile>(tile, params, operands);
+    case Element::kBfloat16:
+      break;
+  }
+  return run_with<HalvesKind<__nv_bfloat16, 1>, HalvesTile>(tile, params, operands);
+}
+
+// Memory whose every number is NaN and whose every bit is 1 until it is written.
+std::unique_ptr<uint4[]> poisoned(std::int64_t bytes) {
+  auto memory = std::make_unique<uint4[]>(static_cast<std::size_t>(bytes / 16 + 1));
+  std::memset(memory.get(), 0xff, static_cast<std::size_t>(bytes));
+  return memory;
+}
+
+// Multiplies two matrices (16, k) and (k, 8) as fragments, with the warp's lanes reading what the PTX ISA says.
+template <class Multiply>
+void run_mma(const Multiply& multiply) {
+  shim::launch({1, 1, 1}, {kWarpLanes, 1, 1}, 0, [&] { multiply(threadIdx.x / 4, threadIdx.x % 4); });
+}
+
+}  // namespace
+}  // namespace subbit
+
+using namespace subbit;
+
+extern "C" {
+
+// The message of what was thrown, or an empty one.
+const char* product_error();
+}
+
+namespace {
+std::string message;
+template <class F>
+std::int64_t guarded(const F& f) {
+  message.clear();
+  try {
+    return f();
+  } catch (const std::exception& error) {
+    message = error.what();
+    return -1;
+  }
+}
+}  // namespace
+
+extern "C" {
+
+const char* product_error() { return message.c_str(); }
+
+struct ProductCall {
+  std::int64_t unit, binary, sign_zero, activation, element, codewords, tile;
+  std::int64_t batch, in_channels, height, width, out_channels, out_height, out_width, groups;
+  std::int64_t stride[2], pad[2], dilation[2];
+  std::int64_t x_strides[4], y_strides[4], residual_strides[4];
+  const void *x, *x_plus, *x_nonzero, *indices, *codebook, *scale, *bias, *residual, *slope, *shift, *pack_shift;
+  void *y, *y_plus, *y_nonzero;
+};
+
+CudaParams params_of(const ProductCall& c) {
+  CudaParams p;
+  ConvParams& v = p.conv;
+  v.unit = static_cast<Unit>(c.unit);
+  v.activations = static_cast<Activations>(c.binary);
+  v.sign_zero = c.sign_zero != 0;
+  v.activation = static_cast<Activation>(c.activation);
+  p.element = static_cast<Element>(c.element);
+  p.codewords = static_cast<int>(c.codewords);
+  v.batch = c.batch, v.in_channels = c.in_channels, v.height = c.height, v.width = c.width;
+  v.out_channels = c.out_channels, v.out_height = c.out_height, v.out_width = c.out_width, v.groups = c.groups;
+  v.stride_h = c.stride[0], v.stride_w = c.stride[1], v.pad_h = c.pad[0], v.pad_w = c.pad[1];
+  v.dilation_h = c.dilation[0], v.dilation_w = c.dilation[1];
+  v.x_n = c.x_strides[0], v.x_c = c.x_strides[1], v.x_h = c.x_strides[2], v.x_w = c.x_strides[3];
+  v.y_n = c.y_strides[0], v.y_c = c.y_strides[1], v.y_h = c.y_strides[2], v.y_w = c.y_strides[3];
+  v.residual_n = c.residual_strides[0], v.residual_c = c.residual_strides[1];
+  v.residual_h = c.residual_strides[2], v.residual_w = c.residual_strides[3];
+  v.x_is_packed = c.x_plus != nullptr, v.has_y = c.y != nullptr, v.packs = c.y_plus != nullptr;
+  return p;
+}
+
+// 0 where it ran, 1 where the product cannot, -1 where something was thrown.
+int product_call(const ProductCall* call) {
+  return static_cast<int>(guarded([&]() -> std::int64_t {
+    const ProductCall& c = *call;
+    const CudaParams params = params_of(c);
+    if (!runs_product(params)) return 1;
+    CudaOperands o;
+    o.x = c.x;
+    o.x_plus = static_cast<const std::uint64_t*>(c.x_plus), o.x_nonzero = static_cast<const std::uint64_t*>(c.x_nonzero);
+    o.scale = static_cast<const float*>(c.scale), o.bias = static_cast<const float*>(c.bias);
+    o.residual = c.residual;
+    o.slope = static_cast<const float*>(c.slope), o.shift = static_cast<const float*>(c.shift);
+    o.pack_shift = static_cast<const float*>(c.pack_shift);
+    o.y = c.y;
+    o.y_plus = static_cast<std::uint64_t*>(c.y_plus), o.y_nonzero = static_cast<std::uint64_t*>(c.y_nonzero);
+    const auto weight = poisoned(prepared_bytes(params)), scratch = poisoned(scratch_bytes(params, o));
+    start_prepare(params, static_cast<const std::uint32_t*>(c.indices), static_cast<const Codeword*>(c.codebook),
+                  weight.get(), {});
+    o.product_weight = weight.get();
+    o.scratch = scratch.get();
+    return run(static_cast<TileChoice>(c.tile), params, o);
+  }));
+}
+
+std::int64_t product_scratch(const ProductCall* call) {
+  return guarded([&] {
+    CudaOperands o;
+    o.x = call->x;
+    o.x_nonzero = static_cast<const std::uint64_t*>(call->x_nonzero);
+    return scratch_bytes(params_of(*call), o);
+  });
+}
+
+// The blocks that each tile would take: large of halves, small.
+void product_blocks(const ProductCall* call, std::int64_t* blocks) {
+  blocks[0] = blocks_of<HalvesTile>(params_of(*call));
+  blocks[1] = blocks_of<SmallTile>(params_of(*call));
+}
+
+int pack_call(const std::int64_t* sizes, const std::int64_t* strides, std::int64_t element, const void* x,
+              const float* shift, void* plus, void* nonzero) {
+  return static_cast<int>(guarded([&] {
+    return std::int64_t{start_pack({sizes[0], sizes[2], sizes[3], 1, sizes[1], x, static_cast<Element>(element),
+                                    strides[0], strides[1], strides[2], strides[3], shift, nonzero == nullptr,
+                                    static_cast<std::uint32_t*>(plus), static_cast<std::uint32_t*>(nonzero)},
+                                   {})};
+  }));
+}
+
+void split_call(const float* x, std::int64_t count, float* parts) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Parts split_x = split(x[i]);
+    for (int part = 0; part < 3; ++part) {
+      parts[part * count + i] = __bfloat162float(__nv_bfloat16{split_x.part[part]});
+    }
+  }
+}
+
+// d += a b of halves: a (16, 16), b (16, 8) by columns; the PTX ISA's row and column of each element of a fragment,
+// written out number by number.
+void mma_halves(const std::uint16_t* a, const std::uint16_t* b, float* d, int is_bfloat16) {
+  run_mma([&](unsigned g, unsigned t) {
+    FragmentA fa{};
+    FragmentB fb{};
+    for (unsigned i = 0; i < 8; ++i) {
+      const unsigned row = i < 2 || (i >= 4 && i < 6) ? g : g + 8, column = t * 2 + (i & 1) + (i >= 4 ? 8 : 0);
+      fa.r[i / 2] |= std::uint32_t{a[row * 16 + column]} << (i % 2 * 16);
+    }
+    for (unsigned i = 0; i < 4; ++i) {
+      const unsigned k = t * 2 + (i & 1) + (i >= 2 ? 8 : 0);
+      fb.r[i / 2] |= std::uint32_t{b[g * 16 + k]} << (i % 2 * 16);
+    }
+    float sums[4];
+    const auto at = [&](unsigned i) { return (i < 2 ? g : g + 8) * 8 + t * 2 + (i & 1); };
+    for (unsigned i = 0; i < 4; ++i) sums[i] = d[at(i)];
+    is_bfloat16 ? mma(sums, fa, fb, __nv_bfloat16{}) : mma(sums, fa, fb, __half{});
+    for (unsigned i = 0; i < 4; ++i) d[at(i)] = sums[i];
+  });
+}
+
+// The same of bits, given as bytes: a (16, 256), b (256, 8) by columns.
+void mma_bits(const std::uint8_t* a, const std::uint8_t* b, std::int32_t* d) {
+  run_mma([&](unsigned g, unsigned t) {
+    FragmentA fa{};
+    FragmentB fb{};
+    for (unsigned i = 0; i < 128; ++i) {
+      const unsigned row = i < 32 || (i >= 64 && i < 96) ? g : g + 8, k = t * 32 + (i & 31) + (i >= 64 ? 128 : 0);
+      fa.r[i / 32] |= std::uint32_t{a[row * 256 + k]} << (i % 32);
+    }
+    for (unsigned i = 0; i < 64; ++i) {
+      fb.r[i / 32] |= std::uint32_t{b[g * 256 + t * 32 + (i & 31) + (i >= 32 ? 128 : 0)]} << (i % 32);
+    }
+    std::int32_t sums[4];
+    const auto at = [&](unsigned i) { return (i < 2 ? g : g + 8) * 8 + t * 2 + (i & 1); };
+    for (unsigned i = 0; i < 4; ++i) sums[i] = d[at(i)];
+    mma_and_popc(sums, fa, fb);
+    for (unsigned i = 0; i < 4; ++i) d[at(i)] = sums[i];
+  });
+}
+}
