@@ -163,13 +163,11 @@ class Planned(NamedTuple):
     Attributes:
         conv: what launches.
         plan: "sharing", "product" or "dense".
-        scratch_bytes: that a launch by this plan needs.
         product_weight: the weight as the product's kernels read it; None for the other plans.
     """
 
     conv: Any
     plan: str
-    scratch_bytes: int
     product_weight: Tensor | None
 
 
@@ -380,11 +378,24 @@ def planned(
     dtype = torch.float32 if packed else x.dtype
     x_shape = (x.shape[0], weight.channels * groups, *x.shape[1:3]) if packed else tuple(x.shape)
     conv = _C_cuda.Conv(
-        _UNITS[weight.unit], weight.count, ELEMENTS.index(dtype), x_shape, strides[0], sizes, strides[1], strides[2],
-        packs, stride, padding, dilation, groups, activation_bits == 1, bool(sign_zero) and not packed,
-        ACTIVATIONS.index(activation),
-    )  # fmt: skip
-    has_zeros = x_nonzero is not None if packed else not sign_zero
+        unit=_UNITS[weight.unit],
+        codewords=weight.count,
+        element=ELEMENTS.index(dtype),
+        x_shape=x_shape,
+        x_strides=strides[0],
+        y_shape=sizes,
+        y_strides=strides[1],
+        residual_strides=strides[2],
+        packs=packs,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        binary=activation_bits == 1,
+        sign_zero=bool(sign_zero) and not packed,
+        activation=ACTIVATIONS.index(activation),
+    )
+    has_zeros = x_nonzero is not None if packed else True  # the sign of NaN is 0
     is_channels_last = not packed and x.stride(1) == 1
     shape = Shape(
         x.device, sizes, x_shape[2] * x_shape[3], groups, dtype, activation_bits == 1, has_zeros, is_channels_last,
@@ -392,8 +403,7 @@ def planned(
     )  # fmt: skip
     plan = _choose(weight, shape, conv)
     product_weight = _product_weight(weight, conv, (groups, activation_bits)) if plan == "product" else None
-    scratch = 0 if plan == "dense" else conv.scratch_bytes(plan)
-    made = Planned(conv, plan, scratch, product_weight)
+    made = Planned(conv, plan, product_weight)
     if len(weight.convs) >= _MOST_CONVS:
         weight.convs.clear()
     weight.convs[key] = made
@@ -416,7 +426,11 @@ def _product_weight(weight: Prepared, conv: Any, key: object) -> Tensor:
         made = torch.empty(conv.product_weight_bytes, dtype=torch.uint8, device=device)
     with _stream_of(device) as stream:
         conv.prepare_product(
-            device.index, stream, weight.words.data_ptr(), weight.codewords.data_ptr(), made.data_ptr()
+            device=device.index,
+            stream=stream,
+            indices=weight.words.data_ptr(),
+            codebook=weight.codewords.data_ptr(),
+            weight=made.data_ptr(),
         )
     _settle(device)
     weight.products[key] = made
@@ -495,14 +509,29 @@ def conv2d(
     )  # fmt: skip
     if found.plan == "dense":
         return False
-    scratch = torch.empty(found.scratch_bytes, dtype=torch.uint8, device=x.device) if found.scratch_bytes else None
+    scratch_bytes = found.conv.scratch_bytes(found.plan, x.data_ptr(), _pointer(x_nonzero))
+    scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=x.device) if scratch_bytes else None
     with _stream_of(x.device) as stream:
         found.conv(
-            found.plan, x.device.index, stream, x.data_ptr(), _pointer(x_nonzero), weight.words.data_ptr(),
-            weight.codewords.data_ptr(), _pointer(found.product_weight), _pointer(scale), _pointer(bias),
-            _pointer(residual), _pointer(slope), _pointer(shift), _pointer(y), _pointer(plus), _pointer(nonzero),
-            _pointer(pack_shift), _pointer(scratch),
-        )  # fmt: skip
+            route=found.plan,
+            device=x.device.index,
+            stream=stream,
+            x=x.data_ptr(),
+            x_nonzero=_pointer(x_nonzero),
+            indices=weight.words.data_ptr(),
+            codebook=weight.codewords.data_ptr(),
+            product_weight=_pointer(found.product_weight),
+            scale=_pointer(scale),
+            bias=_pointer(bias),
+            residual=_pointer(residual),
+            slope=_pointer(slope),
+            shift=_pointer(shift),
+            y=_pointer(y),
+            y_plus=_pointer(plus),
+            y_nonzero=_pointer(nonzero),
+            pack_shift=_pointer(pack_shift),
+            scratch=_pointer(scratch),
+        )
     return True
 
 
@@ -552,7 +581,14 @@ def pack(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tenso
     nonzero = None if sign_zero else torch.empty_like(plus)
     with _stream_of(x.device) as stream:
         _C_cuda.pack(
-            x.device.index, stream, x.data_ptr(), ELEMENTS.index(x.dtype), x.shape, x.stride(), _pointer(shift),
-            bool(sign_zero), plus.data_ptr(), _pointer(nonzero),
-        )  # fmt: skip
+            device=x.device.index,
+            stream=stream,
+            x=x.data_ptr(),
+            element=ELEMENTS.index(x.dtype),
+            shape=x.shape,
+            strides=x.stride(),
+            shift=_pointer(shift),
+            plus=plus.data_ptr(),
+            nonzero=_pointer(nonzero),
+        )
     return plus, nonzero

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/checked.h"
+#include "cuda/sharing_tile.h"
 
 namespace subbit::cuda {
 namespace {
@@ -17,13 +18,15 @@ struct Rates {
   double half_macs;      // fp16 or bf16 multiply-adds, float32 sums, at the tensor cores' best
   double half_mma_macs;  // the same by mma.sync: Hopper's best needs wgmma, which the product kernels do not use
   double bit_macs;       // one-bit multiply-adds by mma.sync
+  int shared_kib;        // shared memory; a block may have all but one
 };
 constexpr Rates kRates[] = {
-    {80, 1.41, 1555, 64, 1024, 1024, 16384},    // A100: 312 TFLOP/s fp16, 4992 Top/s one bit, 40 GB card
-    {86, 1.695, 600, 128, 512, 512, 4096},      // A10: 125 TFLOP/s fp16
-    {89, 2.52, 864, 128, 512, 512, 4096},       // L40S: 362 TFLOP/s fp16
-    {90, 1.755, 3350, 128, 2048, 1270, 17700},  // H100: 4096 FLOP a clock; mma.sync 62 % of it; BMMA 0.54 a clock
-    {100, 1.755, 3350, 128, 2048, 1270, 4096},  // as the last, but one-bit products are emulated by int8's
+    {80, 1.41, 1555, 64, 1024, 1024, 16384, 164},    // A100: 312 TFLOP/s fp16, 4992 Top/s one bit, 40 GB card
+    {86, 1.695, 600, 128, 512, 512, 4096, 100},      // A10: 125 TFLOP/s fp16
+    {89, 2.52, 864, 128, 512, 512, 4096, 100},       // L40S: 362 TFLOP/s fp16
+    {90, 1.755, 3350, 128, 2048, 1270, 17700, 228},  // H100: 4096 FLOP; mma.sync 62 % of that; 0.54 BMMA a clock
+    {100, 1.755, 3350, 128, 2048, 1270, 4096, 228},  // as the last, but one-bit products are emulated by int8's
+    {120, 2.4, 1792, 128, 512, 512, 1024, 100},      // RTX PRO 6000: 503 TFLOP/s fp16; emulated too
 };
 
 const Rates& rates_of(int capability) {
@@ -50,7 +53,6 @@ struct Tile {
   std::int64_t pixels, outputs;
   double share;
 };
-constexpr Tile kSharingTile = {64, 64, 1};
 constexpr Tile kLargeTile = {128, 128, 1};
 constexpr Tile kSmallTile = {16, 32, 0.25};  // each operand is read for little work
 
@@ -108,14 +110,23 @@ class Model {
     return std::min(by(kLargeTile), by(kSmallTile));
   }
 
-  // A gather reads a response for each output, unit and pixel; a block's outputs share its responses.
   double sharing() const {
-    const Tile& tile = kSharingTile;
-    const double unit_pixels = number(p_.units * tile.pixels);
-    const double bytes = is_binary() ? 1 : 4;
-    const double gathers = unit_pixels * number(std::min(p_.outputs, tile.outputs)) * bytes / kSharedBytes;
-    const double responses = unit_pixels * p_.codewords / kResponses;
-    return pass(0) + std::max(rounds(tile, (gathers + responses) / kOurs), streamed(input_bytes() + output_bytes()));
+    CudaParams params;
+    params.element = p_.element;
+    params.codewords = p_.codewords;
+    ConvParams& conv = params.conv;
+    conv.unit = p_.unit;
+    conv.activations = p_.activations;
+    conv.groups = p_.groups;
+    conv.batch = p_.batch;
+    conv.in_channels = p_.groups * p_.units * unit_channels(p_.unit);
+    conv.out_channels = p_.groups * p_.outputs;
+    conv.out_height = 1;
+    conv.out_width = p_.pixels;
+    const DeviceLimits limits{static_cast<int>(gpu_.multiprocessors), (rates_.shared_kib - 1) << 10,
+                              rates_.shared_kib << 10};
+    const double cycles = number(p_.units) * sharing_cycles(plan_sharing(params, limits), params, limits);
+    return pass(0) + std::max(cycles / (rates_.gigahertz * 1e3 * kOurs), streamed(input_bytes() + output_bytes()));
   }
 
   // Signs are packed, and floats brought into 16-bit parts, by a kernel before the product's.
