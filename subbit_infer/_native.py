@@ -143,9 +143,7 @@ def find_prepared(
     return entry.weight
 
 
-def check_weight(
-    packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]
-) -> _C.Weight:
+def check_weight(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]) -> _C.Weight:
     """The weight decoded from packed tensors on the CPU, every index checked; raises as :func:`prepare`."""
     for name, tensor in (("packed_indices", packed), ("packed_codebook", codebook)):
         if tensor.dtype != torch.uint8:

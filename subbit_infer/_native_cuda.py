@@ -157,16 +157,59 @@ def _settle(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
+class Shape(NamedTuple):
+    """What the planner is asked about a call, beside the weight.
+
+    Attributes:
+        device: that it runs on.
+        sizes: (N, C_out, H_out, W_out).
+        input_pixels: H * W.
+        groups: groups of channels.
+        dtype: of a float x and result.
+        binary: whether x is, or is made, signs.
+        has_zeros: whether those may be 0.
+        is_channels_last: whether x is.
+        packed_input: whether x is words.
+        float_output: whether floats are asked for.
+        packed_output: whether words are.
+        is_bare: whether nothing follows the sums but what rounding to the dtype does not change.
+    """
+
+    device: torch.device
+    sizes: tuple[int, int, int, int]
+    input_pixels: int
+    groups: int
+    dtype: torch.dtype
+    binary: bool
+    has_zeros: bool
+    is_channels_last: bool
+    packed_input: bool
+    float_output: bool
+    packed_output: bool
+    is_bare: bool
+
+
+class Candidate(NamedTuple):
+    """A way to run a call, and the microseconds that it is predicted to take for the whole batch."""
+
+    plan: str
+    microseconds: float
+
+
 class Planned(NamedTuple):
     """A convolution of settled sizes and options.
 
     Attributes:
         conv: what launches.
-        plan: "sharing", "product" or "dense".
+        shape: what the planner was asked.
+        candidates: what it answered, the quickest first.
+        plan: "sharing", "product" or "dense": what was taken.
         product_weight: the weight as the product's kernels read it; None for the other plans.
     """
 
     conv: Any
+    shape: Shape
+    candidates: list[Candidate]
     plan: str
     product_weight: Tensor | None
 
@@ -261,45 +304,6 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         return weight
 
 
-class Shape(NamedTuple):
-    """What the planner is asked about a call, beside the weight.
-
-    Attributes:
-        device: that it runs on.
-        sizes: (N, C_out, H_out, W_out).
-        input_pixels: H * W.
-        groups: groups of channels.
-        dtype: of a float x and result.
-        binary: whether x is, or is made, signs.
-        has_zeros: whether those may be 0.
-        is_channels_last: whether x is.
-        packed_input: whether x is words.
-        float_output: whether floats are asked for.
-        packed_output: whether words are.
-        is_bare: whether nothing follows the sums but what rounding to the dtype does not change.
-    """
-
-    device: torch.device
-    sizes: tuple[int, int, int, int]
-    input_pixels: int
-    groups: int
-    dtype: torch.dtype
-    binary: bool
-    has_zeros: bool
-    is_channels_last: bool
-    packed_input: bool
-    float_output: bool
-    packed_output: bool
-    is_bare: bool
-
-
-class Candidate(NamedTuple):
-    """A way to run a call, and the microseconds that it is predicted to take for the whole batch."""
-
-    plan: str
-    microseconds: float
-
-
 def candidates(
     shape: Shape, units: int, codewords: int, unit: tuple[int, int, int], routes: tuple[str, ...] = ROUTES
 ) -> list[Candidate]:
@@ -338,15 +342,13 @@ def candidates(
     return [Candidate(c["plan"], c["microseconds"]) for c in found]
 
 
-def _choose(weight: Prepared, shape: Shape, conv: Any) -> str:
-    """The plan that ``SUBBIT_PLAN`` asks for where there is one, else the quickest; that the device can run."""
+def _choose(found: list[Candidate], device: torch.device) -> str:
+    """The plan that ``SUBBIT_PLAN`` asks for where there is one, else the quickest."""
     wanted = _native.wanted_plan()
-    if wanted == "dense":
-        return wanted
-    check_device(shape.device)
-    routes = tuple(route for route in ROUTES if conv.can_run(route))
-    found = candidates(shape, weight.channels // weight.unit[0], weight.count, weight.unit, routes)
-    return next((c.plan for c in found if c.plan == wanted), found[0].plan)
+    plan = next((c.plan for c in found if c.plan == wanted), found[0].plan)
+    if wanted != "dense":
+        check_device(device)
+    return plan
 
 
 def planned(
@@ -401,18 +403,21 @@ def planned(
         x.device, sizes, x_shape[2] * x_shape[3], groups, dtype, activation_bits == 1, has_zeros, is_channels_last,
         packed, y is not None, packs, is_bare,
     )  # fmt: skip
-    plan = _choose(weight, shape, conv)
+    routes = tuple(route for route in ROUTES if conv.can_run(route))
+    found_plans = candidates(shape, weight.channels // weight.unit[0], weight.count, weight.unit, routes)
+    plan = _choose(found_plans, x.device)
     product_weight = _product_weight(weight, conv, (groups, activation_bits)) if plan == "product" else None
-    made = Planned(conv, plan, product_weight)
+    made = Planned(conv, shape, found_plans, plan, product_weight)
     if len(weight.convs) >= _MOST_CONVS:
         weight.convs.clear()
     weight.convs[key] = made
     return made
 
 
-def planned_plan(weight: Prepared, sizes: tuple[int, int, int, int]) -> str:
-    """The plan that ran for an output of these sizes, the last planned."""
-    return [found.plan for key, found in weight.convs.items() if key[3] == sizes][-1]
+def last_planned(weight: Prepared, sizes: tuple[int, int, int, int]) -> Planned | None:
+    """What was planned last for an output of these sizes; None for sizes that are empty."""
+    found = [made for made in weight.convs.values() if made.shape.sizes == sizes]
+    return found[-1] if found else None
 
 
 def _product_weight(weight: Prepared, conv: Any, key: object) -> Tensor:

@@ -1,7 +1,7 @@
 """The torch.library operators: ``conv2d``, ``conv2d_packed``, and those that pack, unpack and decode.
 
-The convolutions run compiled kernels on the CPU, and on CUDA devices where the CUDA kernels are built, for 1x3x3 and
-8x1x1 units; and the reference for every other unit and device. The operators check what they are given; ``ops`` is what people call.
+The convolutions run compiled kernels for 1x3x3 and 8x1x1 units, on the CPU and, where they are built, on CUDA devices;
+and the reference for every other unit and device. The operators check what they are given; ``ops`` is what people call.
 """
 
 from __future__ import annotations

@@ -87,8 +87,9 @@ def imported_modules(path: Path) -> set[str]:
 
 # What each module may import: one way, from left to right.
 ORDER = [
-    "codebook", "cost", "weight", "epilogue", "activations", "reference", "_cache", "_dispatch", "_native", "_call",
-    "operators", "_repeat", "ops", "nn", "_text", "explain", "recognize", "report", "models", "files", "compress",
+    "codebook", "cost", "weight", "epilogue", "activations", "reference", "_cache", "_dispatch", "_native",
+    "_native_cuda", "_call", "operators", "_repeat", "ops", "nn", "_text", "explain", "recognize", "report", "models",
+    "files", "compress",
     "signs", "observe", "judge", "swap", "graph", "convert", "checkpoint", "onnx", "cli",
 ]  # fmt: skip
 
@@ -99,7 +100,7 @@ PACKAGE_ORDERS = {"models": ["body", "fusion", "resnet", "vgg", "reactnet"]}
 
 @pytest.mark.parametrize("module", [name for name in ORDER if name not in PACKAGE_ORDERS])
 def test_imports_run_one_way(module):
-    assert imported_modules(PACKAGE / f"{module}.py") - {"_C"} <= set(ORDER[: ORDER.index(module)])
+    assert imported_modules(PACKAGE / f"{module}.py") - {"_C", "_C_cuda"} <= set(ORDER[: ORDER.index(module)])
 
 
 @pytest.mark.parametrize("package", PACKAGE_ORDERS)
@@ -118,9 +119,10 @@ def test_every_module_has_its_place():
     assert modules - {"__init__"} == set(ORDER)
 
 
-def test_only_one_file_touches_the_compiled_module():
-    assert [p.name for p in PACKAGE.glob("*.py") if "_C" in imported_modules(p)] == ["_native.py"]
-    assert "_native" not in imported_modules(PACKAGE / "reference.py")
+@pytest.mark.parametrize(("compiled", "toucher"), [("_C", "_native"), ("_C_cuda", "_native_cuda")])
+def test_only_one_file_touches_a_compiled_module(compiled, toucher):
+    assert [p.stem for p in PACKAGE.rglob("*.py") if compiled in imported_modules(p)] == [toucher]
+    assert toucher not in imported_modules(PACKAGE / "reference.py")
 
 
 def test_builds_never_depend_on_the_machine_they_run_on():
