@@ -89,8 +89,7 @@ def imported_modules(path: Path) -> set[str]:
 ORDER = [
     "codebook", "cost", "weight", "epilogue", "activations", "reference", "_cache", "_dispatch", "_native",
     "_native_cuda", "_call", "operators", "_repeat", "ops", "nn", "_text", "explain", "recognize", "report", "models",
-    "files", "compress",
-    "signs", "observe", "judge", "swap", "graph", "convert", "checkpoint", "onnx", "cli",
+    "files", "compress", "signs", "observe", "judge", "swap", "graph", "convert", "checkpoint", "onnx", "cli",
 ]  # fmt: skip
 
 

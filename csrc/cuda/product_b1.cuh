@@ -7,7 +7,7 @@ namespace subbit {
 
 // Two planes take twice the registers and shared memory, so half the pixels.
 using BitsTile = ProductTile<4, 8, 2, 2, 1, 1, 3>;
-using PlanesTile = ProductTile<2, 8, 2, 2, 1, 1, 3>;
+using PlanesTile = ProductTile<4, 4, 2, 2, 1, 1, 3>;
 
 inline Status run_product_bits(const CudaParams& params, const CudaOperands& operands, Stream stream) {
   if (input_planes(params, operands) == 1) {

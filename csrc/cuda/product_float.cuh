@@ -6,7 +6,7 @@
 namespace subbit {
 
 // Half the pixels of the tile of halves: the sums of a stage take registers of their own.
-using FloatsTile = ProductTile<2, 8, 2, 2, 1, 2, 3>;
+using FloatsTile = ProductTile<4, 4, 2, 2, 1, 2, 3>;
 
 inline Status run_product_floats(const CudaParams& params, const CudaOperands& operands, Stream stream) {
   return run_product<HalvesKind<__nv_bfloat16, 3>, FloatsTile, SmallTile>(params, operands, stream);

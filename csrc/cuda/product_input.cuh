@@ -12,7 +12,7 @@ namespace subbit {
 Status start_input(const CudaParams& params, const CudaOperands& operands, Stream stream, ProductInput& input) {
   const ConvParams& conv = params.conv;
   const std::int64_t group = group_bytes(params);
-  input.tap_pieces = is_binary(params) ? group / 8 : group / 16;
+  input.tap_pieces = static_cast<std::uint32_t>(is_binary(params) ? group / 8 : group / 16);
   input.group = group;
   if (reads_in_place(params, operands)) {
     if (is_binary(params)) {

@@ -88,17 +88,18 @@ Status run_product(const CudaParams& params, const CudaOperands& operands, Strea
   args.weight = product_weight_shape(params);
   args.pixels = output_pixels(params);
   args.y_words = ceil_div(conv.out_channels, kWordChannels) * 2;
-  const auto even = [](std::int64_t elements) { return elements % 2 == 0; };
-  args.stores_pairs = conv.y_c == 1 && even(conv.y_n) && even(conv.y_h) && even(conv.y_w) &&
-                      even(params.group_outputs()) &&
-                      reinterpret_cast<std::uintptr_t>(operands.y) % (2 * element_bytes(params.element)) == 0;
+  args.height = static_cast<std::int32_t>(conv.height);
+  args.width = static_cast<std::int32_t>(conv.width);
+  args.dilation_h = static_cast<std::int32_t>(conv.dilation_h);
+  args.dilation_w = static_cast<std::int32_t>(conv.dilation_w);
+  args.along_outputs = conv.packs || conv.y_c == 1;
   const Status status = start_input(params, operands, stream, args.x);
   if (status != kStarted) return status;
   if (blocks_of<Large>(params) >= kEnoughBlocks) return start_tile<Kind, Large>(args, stream);
   return start_tile<Kind, Small>(args, stream);
 }
 
-using SmallTile = ProductTile<1, 4, 1, 1, 4, 4, 3>;
+using SmallTile = ProductTile<2, 2, 1, 1, 4, 4, 3>;
 
 inline bool runs_product(const CudaParams& params) {
   const ConvParams& conv = params.conv;

@@ -39,9 +39,9 @@ SUBBIT_DEVICE std::uint32_t word_of_halves(const ProductWeightArgs& a, std::int6
   const int tap = static_cast<int>(step / tap_steps);
   std::uint32_t word = 0;
   for (int bit = 0; bit < 32; ++bit) {
-    const int e = bit / 16, h = bit / 4 % 4, in_slot = bit % 4;  // in_slot = 2 s + r
-    const std::int64_t output = block * kHalvesOutputs + h * kFragmentOutputs + lane / 4;
-    const std::int64_t channel = first + lane % 4 * 8 + in_slot * 2 + e;
+    const int e = bit / 16, h = bit / 8 % 2, product = bit / 4 % 2, r = bit % 4;
+    const std::int64_t output = block * kHalvesOutputs + h * kFragmentOutputs + r % 2 * 8 + lane / 4;
+    const std::int64_t channel = first + lane % 4 * 8 + product * 4 + r / 2 * 2 + e;
     if (output >= s.group_outputs || channel >= s.group_channels) continue;
     word |= std::uint32_t{!weight_is_plus(a, group * s.group_outputs + output, channel, tap)} << bit;
   }
@@ -49,10 +49,10 @@ SUBBIT_DEVICE std::uint32_t word_of_halves(const ProductWeightArgs& a, std::int6
 }
 
 SUBBIT_DEVICE std::uint32_t word_of_bits(const ProductWeightArgs& a, std::int64_t group, std::int64_t block,
-                                         std::int64_t step, int lane, int i) {
+                                         std::int64_t step, int product, int lane, int r) {
   const ProductWeightShape& s = a.shape;
-  const std::int64_t output = block * kFragmentOutputs + lane / 4;
-  const std::int64_t half = step * kStepWords * 2 + lane % 4 * 4 + i, tap = half / 2 / s.tap_slots;
+  const std::int64_t output = block * kFragmentOutputs + r % 2 * 8 + lane / 4;
+  const std::int64_t half = step * kStepWords * 2 + lane % 4 * 4 + product * 2 + r / 2, tap = half / 2 / s.tap_slots;
   const std::int64_t first = half / 2 % s.tap_slots * kWordChannels + half % 2 * 32;
   if (output >= s.group_outputs || tap >= s.taps) return 0;
   std::uint32_t word = 0;
@@ -85,11 +85,15 @@ struct PrepareProductWeight {
         continue;
       }
       const std::int64_t block = i / s.block_words, group = block / s.blocks, in_block = i % s.block_words;
-      const int words = s.is_bits ? 4 : 1, lane = static_cast<int>(in_block / words % kWarpLanes);
-      const std::int64_t step = in_block / words / kWarpLanes;
-      a.words[i] = s.is_bits
-                       ? word_of_bits(a, group, block % s.blocks, step, lane, static_cast<int>(in_block % words))
-                       : word_of_halves(a, group, block % s.blocks, step, lane);
+      if (s.is_bits) {
+        const int r = static_cast<int>(in_block % 4), lane = static_cast<int>(in_block / 4 % kWarpLanes);
+        const std::int64_t product = in_block / 4 / kWarpLanes;
+        a.words[i] =
+            word_of_bits(a, group, block % s.blocks, product / 2, static_cast<int>(product % 2), lane, r);
+      } else {
+        const int lane = static_cast<int>(in_block % kWarpLanes);
+        a.words[i] = word_of_halves(a, group, block % s.blocks, in_block / kWarpLanes, lane);
+      }
     }
   }
 };

@@ -10,12 +10,15 @@
 // take: 64 bytes of a pixel, 32 halves of one tap or 512 bits, four pieces of 16 bytes, the t-th of which is lane t's
 // (t = lane % 4) slot of both products (mma.cuh). Padding bits mean nothing: they meet zeros of x.
 //
-//   halves   [group][32 outputs][step][lane] words: bit 16 e + 4 h + 2 s + r of lane (g, t) is of output 8 h + g and
-//            channel 8 t + 4 s + 2 r + e of the step: number e of register r in product s of the h-th eight outputs.
-//            1 is -1 here, so that `word << i & 0x80008000 | 0x3c003c00` is a register of two halves of +-1.
-//   bits     [group][8 outputs][step][lane][4] words: word i of lane (g, t) is word 4 t + i of output g's step, a
-//            channel a bit, 1 being +1; words 0 and 1 are of the first product. Then [output][taps + 1] counts of +1
-//            as int32, all taps' last.
+// The weight is the left matrix of the products, so a fragment has 16 outputs, g and g + 8 in each lane.
+//
+//   halves   [group][32 outputs][step][lane] words: bit 16 e + 8 h + 4 s + r of lane (g, t) is of number e of register
+//            r in product s of the h-th sixteen outputs: output 16 h + 8 (r % 2) + g and channel 8 t + 4 s +
+//            2 (r / 2) + e of the step. 1 is -1 here, so that `word << i & 0x80008000 | 0x3c003c00` is a register of
+//            two halves of +-1.
+//   bits     [group][16 outputs][step][product][lane][4] words: register r of lane (g, t) in product s is word 4 t +
+//            2 s + r / 2 of the step of output 8 (r % 2) + g, a channel a bit, 1 being +1. Then [output][taps + 1]
+//            counts of +1 as int32, all taps' last.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +32,8 @@ constexpr int kPieceChannels = 8;     // halves of 16 bytes
 constexpr int kStepHalves = 32;       // channels of a step of halves
 constexpr int kStepWords = 8;         // 64-bit words of a step of bits
 constexpr int kHalvesOutputs = 32;    // outputs whose signs of halves are one block
-constexpr int kFragmentOutputs = 8;   // outputs of one product of matrices
+constexpr int kFragmentOutputs = 16;  // outputs of one product of matrices
+constexpr int kFragmentPixels = 8;
 constexpr int kWarpLanes = 32;
 
 struct ProductWeightShape {
@@ -54,7 +58,7 @@ inline ProductWeightShape product_weight_shape(const CudaParams& params) {
     s.tap_slots = ceil_div(s.group_channels, kWordChannels);
     s.steps = ceil_div(s.taps * s.tap_slots, kStepWords);
     s.blocks = ceil_div(s.group_outputs, kFragmentOutputs);
-    s.block_words = s.steps * kWarpLanes * 4;
+    s.block_words = s.steps * kWarpLanes * 8;
   } else {
     s.tap_slots = ceil_div(s.group_channels, kStepHalves) * 4;
     s.steps = s.taps * s.tap_slots / 4;

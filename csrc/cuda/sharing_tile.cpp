@@ -69,7 +69,7 @@ double sharing_cycles(const SharingTile& tile, const CudaParams& params, const D
   const double unit = tile.words_per_lane * (tile.outputs() + 3.2 * params.codewords + 25);
   const std::int64_t by_memory = std::max(1, limits.shared_per_multiprocessor / (tile.shared_bytes + 1024));
   const std::int64_t resident = std::min({rounds, by_memory, std::int64_t{kSharingWarps / tile.warps}});
-  return static_cast<double>(rounds) * unit * std::max(1.0, 8.0 / static_cast<double>(tile.warps * resident));
+  return static_cast<double>(rounds) * unit * std::max(1.0, 4.0 / static_cast<double>(tile.warps * resident));
 }
 
 SharingTile plan_sharing(const CudaParams& params, const DeviceLimits& limits) {
