@@ -8,10 +8,10 @@
 // lanes read and write global memory side by side.
 //
 // The inner loop: a byte of an index word picks a row, one load, words_per_lane additions. An addition stands for nine
-// multiply-adds of a 3x3 convolution and costs 4 bytes of shared memory, 4/9 of a byte a multiply-add (2/9 in the
-// 16-bit form). 128 bytes a cycle bound it; 4 additions, 1 load, 2 operations for the address make 7 of the 16 slots
-// that a multiprocessor issues in the 4 cycles of an LDS.128. What else shared memory does for a unit, in rows of
-// responses: a row written and about 2.2 read for each of K codewords, about 25 for the sums. So of its time
+// multiply-adds of a 3x3 convolution and costs 4 bytes of shared memory, 4/9 of a byte a multiply-add (2/9 with two sums
+// a word). 128 bytes a cycle bound it: 16 outputs take 64 cycles, in which a multiprocessor issues 256 instructions, and
+// nvcc 13.0 makes 120 of them (sm_90). What else shared memory does for a unit, in rows of responses: for each of K
+// codewords one is written and about 2.2 are read; the sums take about 25. So of its time
 //
 //     outputs / (outputs + 3.2 K + 25)      0.67 with 256 outputs and 32 codewords, 0.80 with 512 (words_per_lane 2)
 //
@@ -99,31 +99,21 @@ class Sharing {
     sort_codewords();
     start_indices();
     __syncthreads();
-    make_sums(0);
-    make_sums(1);
-    unpack_indices(0);
-    __syncthreads();
-    respond(0);
-    __syncthreads();
-    for (int b = 0; b < blocks; ++b) {
+    for (int b = -2; b < blocks; ++b) {
       make_sums(b + 2);
       unpack_indices(b + 1);
-      if (task_.tile.buffers == 2) {
-        respond(b + 1);
-        gather(b, sums);
-      } else {
-        gather(b, sums);
-        __syncthreads();
-        respond(b + 1);
-      }
+      gather(b, sums);
+      if (task_.tile.buffers == 1) __syncthreads();
+      respond(b + 1);
       __syncthreads();
     }
     finish_all(sums);
   }
 
  private:
-  // Units of a block; 0 behind the last.
+  // Units of a block; 0 before the first and behind the last.
   SUBBIT_DEVICE int unit_count(int b) const {
+    if (b < 0) return 0;
     const int left = task_.units - b * units_;
     return left < 0 ? 0 : left < units_ ? left : units_;
   }
@@ -355,7 +345,7 @@ class Sharing {
       for (int i = 0; i < kOutputs / 16; ++i) words[i] = reinterpret_cast<const LaneWords<unsigned, 4>*>(indices)[i];
       SUBBIT_UNROLL
       for (int o = 0; o < kOutputs; ++o) {
-        const unsigned index = words[o / 16].at[o / 4 % 4] >> (8 * (o % 4)) & 0xff;
+        const unsigned index = __byte_perm(words[o / 16].at[o / 4 % 4], 0, 0x4440 | (o % 4));
         const Sums row = *reinterpret_cast<const Sums*>(rows + index * kRowBytes);
         SUBBIT_UNROLL
         for (int v = 0; v < kWords; ++v) sums[o][v] = plus(sums[o][v], row.at[v]);

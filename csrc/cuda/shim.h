@@ -262,6 +262,14 @@ inline int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>((std::uint64_t{high} << 32 | low) >> (shift & 31));
 }
+// Byte i of the result is the one that nibble i of the selector names: 0 to 3 of a, 4 to 7 of b.
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  const std::uint64_t bytes = std::uint64_t{b} << 32 | a;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<unsigned>(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
+  return result;
+}
 template <class T>
 T __ldg(const T* p) {
   return *p;

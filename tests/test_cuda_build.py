@@ -1,0 +1,112 @@
+"""The CUDA kernels' machine code, as it was built: registers, memory, instructions. Needs no device.
+
+tests/data/cuda_budget.json holds, for each kernel: the threads of its largest block, the registers that a thread may
+use, the static shared memory in bytes (sm_90 keeps 1024 for itself), and how many of which instructions must be there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BUDGET = json.loads((Path(__file__).parent / "data" / "cuda_budget.json").read_text())
+ARCHITECTURES = ("sm_80", "sm_90")
+MULTIPROCESSOR_REGISTERS = 65536
+
+
+def tool_directories() -> list[Path]:
+    """Where pip installs the toolkit's binaries, and triton's copies."""
+    roots = [Path(root) for root in sys.path if root.endswith("site-packages")]
+    places = ("nvidia/cu*/bin", "nvidia/cuda_*/bin", "triton/backends/nvidia/bin")
+    return [found for root in roots for place in places for found in sorted(root.glob(place))]
+
+
+@pytest.fixture(scope="module")
+def cuobjdump():
+    """Lists something of the built module, for one architecture."""
+    module = importlib.util.find_spec("subbit_infer._C_cuda")
+    if module is None or module.origin is None:
+        pytest.skip("the CUDA kernels are not built: no nvcc")
+    path = os.pathsep.join([*map(str, tool_directories()), os.environ["PATH"]])
+    if shutil.which("cuobjdump", path=path) is None or shutil.which("nvdisasm", path=path) is None:
+        pytest.skip("no cuobjdump and nvdisasm (packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm)")
+
+    def run(*arguments: str) -> str:
+        command = [str(shutil.which("cuobjdump", path=path)), *arguments, str(module.origin)]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
+        ).stdout
+
+    return run
+
+
+def readable(symbols: list[str]) -> list[str]:
+    """Demangled names without namespaces, parameters and casts: "sharing_kernel<Sharing<0, 4, false>>"."""
+    names = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True).stdout
+    return [
+        re.sub(r"^void |\((?:subbit::)?\w+\)(?=\d)|subbit::|\(anonymous namespace\)::|\([^()]*\)$| (?=>)", "", name)
+        for name in names.splitlines()
+    ]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def machine_code(request, cuobjdump) -> dict[str, dict]:
+    """For each kernel of an architecture: registers, stack and local memory in bytes, and the text of its code."""
+    usage = cuobjdump("-arch", request.param, "-res-usage")
+    found = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+    code = dict(
+        re.findall(r"Function : (\w+)\n(.*?)(?=\n\s*Function : |\Z)", cuobjdump("-arch", request.param, "-sass"), re.S)
+    )
+    kernels = [(symbol, *map(int, sizes)) for symbol, *sizes in found if symbol in code]
+    fields = "registers", "stack", "shared", "local", "code"
+    return {
+        name: dict(zip(fields, (*sizes, code[symbol]), strict=True))
+        for name, (symbol, *sizes) in zip(readable([k[0] for k in kernels]), kernels, strict=True)
+    }
+
+
+def test_every_kernel_has_a_budget(machine_code):
+    assert set(machine_code) == set(BUDGET)
+
+
+def test_registers_are_within_the_budget(machine_code):
+    used = {name: (kernel["registers"], BUDGET[name]["registers"]) for name, kernel in machine_code.items()}
+    assert {name: pair for name, pair in used.items() if pair[0] > pair[1]} == {}
+
+
+def test_static_shared_memory_is_within_the_budget(machine_code):
+    assert [name for name, kernel in machine_code.items() if kernel["shared"] > BUDGET[name]["shared"]] == []
+
+
+def test_blocks_fit_the_registers_of_a_multiprocessor():
+    for name, budget in BUDGET.items():
+        assert budget["registers"] * budget["threads"] <= MULTIPROCESSOR_REGISTERS, name
+
+
+def test_nothing_goes_to_local_memory(machine_code):
+    for name, kernel in machine_code.items():
+        assert (kernel["stack"], kernel["local"]) == (0, 0), name
+        assert re.search(r"\b(LDL|STL)\b", kernel["code"]) is None, name
+
+
+def test_nothing_is_called(machine_code):
+    """What a chip lacks (a 64-bit division, an XOR product on sm_90) would be a call of an emulation, which returns.
+
+    On sm_80 a CALL without a RET is a branch: ptxas leaves loops by CALL.REL.NOINC.
+    """
+    for name, kernel in machine_code.items():
+        assert re.search(r"\b(RET|CALL\.ABS)\b", kernel["code"]) is None, name
+
+
+def test_the_instructions_that_the_kernels_are_made_for_are_there(machine_code):
+    for name, kernel in machine_code.items():
+        for instruction, least in BUDGET[name]["instructions"].items():
+            assert len(re.findall(rf"\b{re.escape(instruction)}\b", kernel["code"])) >= least, (name, instruction)
