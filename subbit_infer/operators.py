@@ -177,14 +177,15 @@ def _on_cpu(call: Call, sizes: _Sizes) -> _Outputs:
 
 
 def _densely_on_cuda(call: Call, weight: _native_cuda.Prepared, sizes: _Sizes) -> _Outputs:
-    """By the decoded weight and cuDNN, where no kernel is quicker, with sums that are float32 but for roundings.
+    """By the decoded weight and cuDNN, where no kernel is quicker.
 
-    Products with +-1 are exact in TF32 where x is signs, float16 or bfloat16, and TF32 is not used where it is
-    float32, whatever torch's flags. The sums are rounded to x's dtype only where it is the last thing done to them.
+    float32 is convolved without TF32, whatever torch's flags; halves with it, where products with +-1 are exact, or as
+    halves if rounding is the last thing done to the sums. Sums of signs are rounded to the integers that they are:
+    some of cuDNN's algorithms are not exact.
     """
     unit = cast("tuple[int, int, int]", tuple(call.unit))
     binary, is_half = call.activation_bits == 1, call.dtype != torch.float32
-    dtype = call.dtype if call.is_bare else torch.float32
+    dtype = call.dtype if call.is_bare and not binary else torch.float32
     x = call.float_x() if call.is_packed else call.x
     x = (reference.binarize(x, call.sign_zero) if binary and not call.is_packed else x).to(dtype)
     x, padding = reference.padded(x, unit[1:], _pair(call.padding), _pair(call.dilation))
@@ -194,9 +195,9 @@ def _densely_on_cuda(call: Call, weight: _native_cuda.Prepared, sizes: _Sizes) -
         dtype, lambda: _decode(call.packed_indices, call.packed_codebook, call.units, call.codewords, call.unit)
     )
     sums = _native_cuda.dense_sums(
-        x, decoded, _pair(call.stride), padding, _pair(call.dilation), call.groups, allow_tf32=binary or is_half
+        x, decoded, _pair(call.stride), padding, _pair(call.dilation), call.groups, allow_tf32=is_half and not binary
     )
-    y = call.epilogue.apply(sums)
+    y = call.epilogue.apply(sums.round_() if binary else sums)
     plus, nonzero = _pack_on_device(y, call.pack_shift, call.pack_sign_zero) if call.packed_output else (None, None)
     if not call.float_output:
         return None, plus, nonzero

@@ -145,19 +145,22 @@ class Model {
            std::max(multiply(depth, rates_.half_mma_macs * kOurs), streamed(arranged + output_bytes()));
   }
 
-  // cuDNN's convolution of the decoded weight, and what has to be done before and after it by kernels of their own.
+  // cuDNN's convolution of the decoded weight, and what has to be done before and after it by kernels of their own
+  // (operators._densely_on_cuda).
   double dense() const {
-    const bool writes_element = !is_half() || p_.is_bare;
-    // Signs and halves are exact in TF32, which has half the rate of fp16.
-    const double rate = is_half() && writes_element ? rates_.half_macs
-                        : is_half() || is_binary()  ? rates_.half_macs / 2
-                                                    : rates_.fma;
-    const double bytes = writes_element ? element_bytes(p_.element) : 4;
+    const bool in_halves = is_half() && p_.is_bare && !is_binary();
+    const bool converts = is_half() && !in_halves;
+    // Halves are exact in TF32, which has half the rate of fp16.
+    const double rate = in_halves                  ? rates_.half_macs
+                        : converts && !is_binary() ? rates_.half_macs / 2
+                                                   : rates_.fma;
+    const double bytes = in_halves ? 2 : 4;
     double time = pass(0) + std::max(multiply(number(p_.units * unit_taps(p_.unit)), rate * kLibrary),
                                      streamed(bytes * (inputs() + outputs())));
-    if (is_binary() || !writes_element) time += pass(input_bytes() + bytes * inputs());
+    if (is_binary() || converts) time += pass(input_bytes() + bytes * inputs());
+    if (is_binary()) time += pass(2 * bytes * outputs());
     if (!p_.is_bare) time += pass(2 * bytes * outputs());
-    if (!writes_element && p_.float_output) time += pass(bytes * outputs() + output_bytes());
+    if (converts && p_.float_output) time += pass(bytes * outputs() + output_bytes());
     if (p_.packed_output) time += pass(outputs() * (bytes + kPackedBytes));
     return time;
   }
