@@ -204,11 +204,11 @@ def _run(module: torch.nn.Module, example_input: Any, layers: dict[SubbitConv2d 
         y = output[0] if isinstance(output, tuple) else output
         given, made = tuple(x.shape), tuple(y.shape)
         kernel = on_gpu = None
-        if _has_kernel(layer, x.device):
-            if x.device.type == "cpu":
-                kernel = _native.planned_kernel(_native.prepare(*_weight_of(layer)), _sizes(layer, made))
-            else:
-                on_gpu = _native_cuda.last_planned(_native_cuda.prepare(*_weight_of(layer)), _sizes(layer, made))
+        of_gpu = _native_cuda.find_prepared(*_weight_of(layer))
+        if of_gpu is not None:
+            on_gpu = _native_cuda.last_planned(of_gpu, _sizes(layer, made))
+        elif x.device.type == "cpu" and _has_kernel(layer, x.device):
+            kernel = _native.planned_kernel(_native.prepare(*_weight_of(layer)), _sizes(layer, made))
         seen.append(_Seen(layers[layer], layer, given, made, x.device, kernel, on_gpu))
 
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
