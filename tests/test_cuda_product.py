@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
+import subprocess
 from dataclasses import dataclass, field
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-import cuda_host
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,29 +23,41 @@ from subbit_infer.epilogue import ACTIVATIONS, Epilogue
 ELEMENTS = (torch.float32, torch.float16, torch.bfloat16)
 BY_SIZE, LARGE, SMALL = range(3)
 NAN, INF = float("nan"), float("inf")
-
-
-def _array(count: int) -> Any:
-    return ctypes.c_int64 * count
+NO_EPILOGUE = Epilogue()
 
 
 class Call(ctypes.Structure):
-    """ProductCall of tests/cuda/product_host.cpp."""
+    """ProductCall of tests/cuda_shim/product.cpp."""
 
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in "unit binary sign_zero activation element codewords tile".split()),
-        *((name, ctypes.c_int64) for name in "batch in_channels height width out_channels".split()),
-        *((name, ctypes.c_int64) for name in "out_height out_width groups".split()),
-        *((name, _array(2)) for name in "stride pad dilation".split()),
-        *((name, _array(4)) for name in "x_strides y_strides residual_strides".split()),
-        *((name, ctypes.c_void_p) for name in "x x_plus x_nonzero indices codebook scale bias residual".split()),
-        *((name, ctypes.c_void_p) for name in "slope shift pack_shift y y_plus y_nonzero".split()),
-    )
+    _fields_ = tuple(
+        (name, kind)
+        for kind, names in {
+            ctypes.c_int64: ("unit", "binary", "sign_zero", "activation", "element", "codewords", "tile", "batch",
+                             "in_channels", "height", "width", "out_channels", "out_height", "out_width", "groups"),
+            ctypes.c_int64 * 2: ("stride", "pad", "dilation"),
+            ctypes.c_int64 * 4: ("x_strides", "y_strides", "residual_strides"),
+            ctypes.c_void_p: ("x", "x_plus", "x_nonzero", "indices", "codebook", "scale", "bias", "residual", "slope",
+                              "shift", "pack_shift", "y", "y_plus", "y_nonzero"),
+        }.items()
+        for name in names
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> ctypes.CDLL:
-    return cuda_host.build("product_host.cpp", tmp_path_factory.mktemp("cuda"))
+    if shutil.which("cmake") is None or shutil.which("c++") is None:
+        pytest.skip("no cmake or no C++ compiler, which build the shim")
+    build = tmp_path_factory.mktemp("product_shim")
+    source = Path(__file__).parent / "cuda_shim"
+    sanitize = "ON" if "libasan" in os.environ.get("LD_PRELOAD", "") else "OFF"  # as make sanitize has it
+    configure = ["-B", str(build), "-S", str(source), f"-DSUBBIT_SANITIZE={sanitize}"]
+    for command in (configure, ["--build", str(build), "--target", "product_shim"]):
+        done = subprocess.run(["cmake", *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    library = ctypes.CDLL(str(build / "libproduct_shim.so"))
+    library.product_error.restype = ctypes.c_char_p
+    library.product_scratch.restype = ctypes.c_int64
+    return library
 
 
 @dataclass
@@ -113,7 +127,9 @@ def strided(x: torch.Tensor, layout: str) -> torch.Tensor:
         return x.contiguous(memory_format=torch.channels_last)
     if layout == "gaps":
         n, c, h, w = x.shape
-        return torch.full((n, w + 1, c + 3, h + 2), NAN, dtype=x.dtype)[:, :w, 1 : c + 1, 2:].permute(0, 2, 3, 1).copy_(x)
+        return (
+            torch.full((n, w + 1, c + 3, h + 2), NAN, dtype=x.dtype)[:, :w, 1 : c + 1, 2:].permute(0, 2, 3, 1).copy_(x)
+        )
     return x.contiguous()
 
 
@@ -132,7 +148,7 @@ def call_of(
     sign_zero: int = 0,
     tile: int = BY_SIZE,
     pack_shift: torch.Tensor | None = None,
-    epilogue: Epilogue = Epilogue(),
+    epilogue: Epilogue = NO_EPILOGUE,
 ) -> tuple[Call, list[Any]]:
     """The call, and what must live as long as it."""
     packed = isinstance(x, PackedActivations)
@@ -140,14 +156,14 @@ def call_of(
     plus, nonzero = words or (None, None)
 
     def strides(tensor: torch.Tensor | None) -> Any:
-        return _array(4)(*(tensor.stride() if tensor is not None else (0, 0, 0, 0)))
+        return (ctypes.c_int64 * 4)(*(tensor.stride() if tensor is not None else (0, 0, 0, 0)))
 
     n, c, h, w = layer.shape
     _, out_channels, out_height, out_width = layer.sizes()
     call = Call(
         int(layer.unit == UNIT_1X1), int(binary), sign_zero, ACTIVATIONS.index(epilogue.activation),
         ELEMENTS.index(element), layer.codewords, tile, n, c, h, w, out_channels, out_height, out_width, layer.groups,
-        _array(2)(*layer.stride), _array(2)(*layer.padding), _array(2)(*layer.dilation),
+        *((ctypes.c_int64 * 2)(*pair) for pair in (layer.stride, layer.padding, layer.dilation)),
         strides(None if packed else x), strides(y), strides(epilogue.residual),
         None if packed else pointer(x), pointer(x.plus) if packed else None, pointer(x.nonzero) if packed else None,
         pointer(indices), pointer(patterns), pointer(epilogue.scale), pointer(epilogue.bias),
@@ -179,14 +195,14 @@ def run(
     """The product's float result, with nothing around it written."""
     memory, y = empty_like_output(layer, element, out)
     call, _alive = call_of(layer, x, y, element=element, **options)
-    assert library.product_call(ctypes.byref(call)) == 0, ctypes.string_at(library.product_error())
+    assert library.product_call(ctypes.byref(call)) == 0, library.product_error()
     size = y.numel()
     assert (memory[:32] == 77).all()
     assert (memory[32 + size :] == 77).all()
     return y
 
 
-def expected(layer: Layer, x: torch.Tensor, epilogue: Epilogue = Epilogue()) -> torch.Tensor:
+def expected(layer: Layer, x: torch.Tensor, epilogue: Epilogue = NO_EPILOGUE) -> torch.Tensor:
     """By decoding; exact where sums are integers."""
     sums = reference.conv2d(x.double(), layer.indices, layer.codebook, None, *layer.geometry)
     assert (sums == sums.float()).all()
@@ -221,14 +237,14 @@ def test_the_emulated_product_of_bits_counts_common_ones(library):
 
 
 @pytest.mark.parametrize("tile", [LARGE, SMALL])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_binary_of_floats(library, name, layout, tile):
+def test_binary_of_floats(library, name, tile):
     layer = LAYERS[name]
     x = integers(*layer.shape)
-    for sign_zero in (0, 1):
-        y = run(library, layer, strided(x, layout), binary=True, sign_zero=sign_zero, tile=tile)
-        assert torch.equal(y, expected(layer, signs(x, sign_zero)))
+    for sign_zero, layout, element in ((0, "contiguous", torch.float32), (1, "channels_last", torch.float16)):
+        given = strided(x.to(element), layout)
+        y = run(library, layer, given, binary=True, sign_zero=sign_zero, tile=tile, element=element, out=layout)
+        assert torch.equal(y.float(), expected(layer, signs(x, sign_zero)).to(element).float())
 
 
 @pytest.mark.parametrize("tile", [LARGE, SMALL])
@@ -243,10 +259,191 @@ def test_binary_of_packed(library, name, sign_zero, tile):
 
 @pytest.mark.parametrize("tile", [LARGE, SMALL])
 @pytest.mark.parametrize("element", ELEMENTS)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_floats(library, name, layout, element, tile):
+def test_floats(library, name, element, tile):
     layer = LAYERS[name]
     x = integers(*layer.shape).to(element)
-    y = run(library, layer, strided(x, layout), element=element, tile=tile, out=layout.replace("gaps", "contiguous"))
-    assert torch.equal(y, expected(layer, x).to(element))
+    layouts = ("contiguous", "channels_last", "gaps") if tile == SMALL else ("channels_last",)
+    for layout in layouts:
+        out = "contiguous" if layout == "gaps" else layout
+        y = run(library, layer, strided(x, layout), element=element, tile=tile, out=out)
+        assert torch.equal(y, expected(layer, x).to(element)), layout
+
+
+@pytest.mark.parametrize("tile", [LARGE, SMALL])
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_epilogue_and_packed_results(library, activation, binary, tile):
+    element = (*ELEMENTS, torch.float16)[ACTIVATIONS.index(activation)]
+    for name in ("odd", "wide groups", "1x1") if tile == SMALL else ("1x1",):
+        layer = LAYERS[name]
+        epilogue = full_epilogue(layer, element, activation)
+        pack_shift = integers(layer.out_channels, seed=5) / 8
+        x = integers(*layer.shape).to(element)
+        v = expected(layer, x.sign() if binary else x, epilogue)
+        n, c, h, w = layer.sizes()
+        for sign_zero, has_y in ((0, True), (1, False)):
+            plus = torch.full((n, h, w, word_count(c)), 77)
+            nonzero = None if sign_zero else plus.clone()
+            memory, y = empty_like_output(layer, element, "contiguous")
+            call, _alive = call_of(
+                layer, x, y if has_y else None, (plus, nonzero), element=element, binary=binary, tile=tile,
+                pack_shift=pack_shift, epilogue=epilogue,
+            )  # fmt: skip
+            assert library.product_call(ctypes.byref(call)) == 0, library.product_error()
+            expected_plus, expected_nonzero = pack_signs(v, pack_shift, sign_zero)
+            assert torch.equal(plus, expected_plus)
+            assert nonzero is None or torch.equal(nonzero, expected_nonzero)
+            assert torch.equal(y, v.to(element)) if has_y else (memory == 77).all()
+
+
+def test_packed_results_of_groups_that_share_words_are_refused(library):
+    layer = LAYERS["groups"]
+    n, c, h, w = layer.sizes()
+    plus = torch.zeros(n, h, w, word_count(c), dtype=torch.int64)
+    call, _alive = call_of(layer, integers(*layer.shape), None, (plus, None))
+    assert library.product_call(ctypes.byref(call)) == 1
+
+
+def test_positions_beyond_32_bits_are_refused(library):
+    layer = Layer(UNIT_1X1, (1, 8, 1, 1), 1)
+    for field_name, value in (("height", 1 << 29), ("batch", 1 << 29), ("in_channels", 1 << 25)):
+        call, _alive = call_of(layer, torch.zeros(1, 8, 1, 1), torch.zeros(1, 1, 1, 1))
+        setattr(call, field_name, value)
+        assert library.product_call(ctypes.byref(call)) == 1
+
+
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_nan_and_infinity_reach_what_sees_them(library, element):
+    layer = Layer(UNIT_3X3, (1, 9, 7, 7), 6, (1, 1), (1, 1))
+    x = integers(*layer.shape).to(element)
+    x[0, 3, 1, 1] = NAN
+    x[0, 2, 4, 4] = INF
+    x[0, 8, 5, 4] = -INF
+    sums = F.conv2d(x.double(), decode(layer.indices, layer.codebook).double(), padding=1).to(element)
+    for tile in (LARGE, SMALL):
+        y = run(library, layer, x, element=element, tile=tile)
+        assert torch.equal(y.nan_to_num(5.5, 1e4, -1e4), sums.nan_to_num(5.5, 1e4, -1e4))
+
+
+@pytest.mark.parametrize("sign_zero", [0, 1])
+def test_the_sign_of_nan_is_zero(library, sign_zero):
+    layer = LAYERS["one channel"]
+    x = integers(*layer.shape)
+    x[0, 0, 2, 2] = NAN
+    values = signs(x, sign_zero)
+    values[0, 0, 2, 2] = 0
+    assert torch.equal(run(library, layer, x, binary=True, sign_zero=sign_zero), expected(layer, values))
+
+
+def split(library: ctypes.CDLL, x: torch.Tensor) -> torch.Tensor:
+    parts = torch.empty(3, *x.shape)
+    library.split_call(ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(x.numel()), ctypes.c_void_p(parts.data_ptr()))
+    return parts
+
+
+def test_three_bfloat16_parts_are_exactly_a_float32(library):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-(2**31), 2**31 - 1, (1 << 16,), generator=generator).to(torch.int32).view(torch.float32)
+    x = x[x.isfinite() & (x.abs() >= 2.0**-109)]
+    low, middle, high = split(library, x)
+    assert torch.equal(low.double() + middle.double() + high.double(), x.double())
+    assert (middle.abs() <= x.abs() * 2.0**-7).all()
+    assert (low.abs() <= x.abs() * 2.0**-15).all()
+
+
+def test_parts_of_special_and_of_tiny_numbers(library):
+    special = torch.tensor([NAN, INF, -INF, 0.0, -0.0, torch.finfo(torch.float32).max])
+    special = torch.cat([special, torch.tensor([0x7F800001], dtype=torch.int32).view(torch.float32)])
+    total = split(library, special).double().sum(0)
+    assert torch.equal(total.nan_to_num(7, 8, 9), special.double().nan_to_num(7, 8, 9))
+    tiny = torch.tensor([1e-45, -3e-40, 2.0**-126, 1.2345e-35])
+    assert ((split(library, tiny).double().sum(0) - tiny.double()).abs() < 2.0**-133).all()
+
+
+@pytest.mark.parametrize("name", ["a whole step", "long", "1x1"])
+def test_float32_is_within_its_bound(library, name):
+    """The bound of product.cuh, with the stages and the numbers of a stage that each tile has."""
+    layer = LAYERS[name]
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(layer.shape, generator=generator) * 2.0 ** torch.randint(-9, 9, layer.shape, generator=generator)
+    weight = decode(layer.indices, layer.codebook).double()
+    geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+    exact = F.conv2d(x.double(), weight, None, *geometry)
+    size = F.conv2d(x.double().abs(), weight.abs(), None, *geometry)
+    steps = -(-layer.shape[1] // 32) * layer.unit[1] ** 2
+    for tile, numbers, stages in ((LARGE, 64, -(-steps // 2)), (SMALL, 32, -(-steps // 4) + 3)):
+        y = run(library, layer, x, tile=tile)
+        bound = 1.02 * (numbers + 1) * 2.0**-23 + stages * 2.0**-24
+        assert ((y.double() - exact).abs() <= bound * size).all()
+        assert ((y.double() - exact).abs() <= 4e-7 * size).all()  # and what it really is here
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_nothing_outside_of_x_is_read(library, at_end):
+    layer = Layer(UNIT_3X3, (2, 40, 5, 3), 5, (2, 1), (1, 1))
+    n, c, h, w = layer.shape
+    floats = GuardedFloats(n, c, h, w, at_end=at_end).tensor.copy_(integers(*layer.shape))
+    halves = GuardedFloats(n, h, w, c // 2, at_end=at_end).tensor.view(torch.float16).permute(0, 3, 1, 2)
+    halves.copy_(floats)
+    words = GuardedFloats(n, h, w, 2, at_end=at_end).tensor.view(torch.int64)
+    words.copy_(pack(floats, sign_zero=1).plus)
+    for tile in (LARGE, SMALL):
+        assert torch.equal(run(library, layer, floats, tile=tile), expected(layer, floats))
+        assert torch.equal(
+            run(library, layer, halves, tile=tile, element=torch.float16).float(), expected(layer, floats)
+        )
+        packed = PackedActivations(words, None, c)
+        assert torch.equal(run(library, layer, packed, tile=tile, binary=True), expected(layer, packed.unpack()))
+
+
+def test_what_is_read_in_place_needs_no_scratch_memory(library):
+    layer = LAYERS["a whole step"]
+    x = integers(*layer.shape)
+    last = strided(x.half(), "channels_last")
+    bytes_of_x = x.numel() * 2
+    cases = (
+        (last, {"element": torch.float16}, 0),
+        (pack(x), {"binary": True}, 0),
+        (x.half(), {"element": torch.float16}, bytes_of_x),
+        (x, {}, 3 * bytes_of_x),
+        (x, {"binary": True}, 2 * x.numel() // 8),
+    )
+    for given, options, expected_bytes in cases:
+        call, _alive = call_of(layer, given, **options)
+        assert library.product_scratch(ctypes.byref(call)) == expected_bytes
+
+
+def test_x_that_is_not_aligned_is_copied(library):
+    layer = LAYERS["a whole step"]
+    n, c, h, w = layer.shape
+    x = torch.empty(n * h * w * c + 1, dtype=torch.float16)[1:].view(n, h, w, c).permute(0, 3, 1, 2)
+    x.copy_(integers(*layer.shape))
+    assert torch.equal(run(library, layer, x, element=torch.float16), expected(layer, x).half())
+
+
+def test_the_tile_follows_from_sizes(library):
+    for rows, is_large in ((127, 0), (128, 1)):
+        layer = Layer(UNIT_1X1, (1, 8, rows, 128), 1)
+        x = integers(*layer.shape).half()
+        call, _alive = call_of(layer, x, element=torch.float16)
+        assert library.product_is_large(ctypes.byref(call)) == is_large
+        assert torch.equal(run(library, layer, x, element=torch.float16), expected(layer, x).half())
+
+
+@pytest.mark.parametrize("sign_zero", [0, 1])
+@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps"])
+@pytest.mark.parametrize("shape", [(2, 70, 3, 5), (1, 1, 1, 1), (1, 128, 2, 2), (3, 31, 4, 9)])
+def test_pack(library, shape, layout, element, sign_zero):
+    x = integers(*shape).to(element)
+    x[0, 0, 0, 0] = NAN
+    for shift in (None, integers(shape[1], seed=3)):
+        given = strided(x, layout)
+        plus, nonzero = pack_signs(x, shift, sign_zero)
+        mine = [torch.full_like(plus, 77), None if sign_zero else torch.full_like(plus, 77)]
+        sizes, strides = (ctypes.c_int64 * 4)(*shape), (ctypes.c_int64 * 4)(*given.stride())
+        pointers = (ctypes.c_void_p(pointer(t)) for t in (given, shift, *mine))
+        assert library.pack_call(sizes, strides, ctypes.c_int64(ELEMENTS.index(element)), *pointers) == 0
+        assert torch.equal(mine[0], plus)
+        assert mine[1] is None or torch.equal(mine[1], nonzero)

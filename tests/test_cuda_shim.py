@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
@@ -32,7 +33,9 @@ def shim(tmp_path_factory) -> ctypes.CDLL:
     if shutil.which("cmake") is None or shutil.which("c++") is None:
         pytest.skip("no cmake or no C++ compiler, which build the shim")
     build = tmp_path_factory.mktemp("cuda_shim")
-    for command in (["cmake", str(SHIM), "-B", str(build)], ["cmake", "--build", str(build)]):
+    sanitize = "ON" if "libasan" in os.environ.get("LD_PRELOAD", "") else "OFF"  # as make sanitize has it
+    configure = ["cmake", str(SHIM), "-B", str(build), f"-DSUBBIT_SANITIZE={sanitize}"]
+    for command in (configure, ["cmake", "--build", str(build)]):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return ctypes.CDLL(str(build / "libcuda_shim.so"))

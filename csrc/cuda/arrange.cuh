@@ -28,9 +28,7 @@ struct ArrangeArgs {
   std::int64_t x_n, x_c, x_h, x_w;
   uint4* arranged;  // [part][n][row][column][group][piece]
 
-  SUBBIT_HOST_DEVICE std::int64_t pixels() const { return batch * height * width; }
-  SUBBIT_HOST_DEVICE std::int64_t group_pieces() const { return divide_up(group_channels, kPieceChannels); }
-  SUBBIT_HOST_DEVICE std::int64_t pieces() const { return groups * group_pieces(); }
+  std::uint32_t pixels = 0, group_pieces = 0, pieces = 0;  // pieces of a pixel; set by start_arrange
 };
 
 struct Parts {
@@ -77,12 +75,13 @@ struct Arrange {
   static constexpr int kParts = sizeof(T) == 4 ? 3 : 1;
 
   static SUBBIT_DEVICE void run(const ArrangeArgs& a) {
-    const std::int64_t pixels = a.pixels(), pieces = a.pieces(), count = pixels * pieces;
-    for (std::int64_t i = thread_of_grid(); i < count; i += threads_of_grid()) {
+    const std::uint32_t pixels = a.pixels, pieces = a.pieces, count = pixels * pieces;
+    for (std::uint32_t i = thread_of_grid(); i < count; i += threads_of_grid()) {
       // Neighbouring threads read neighbouring elements.
-      const std::int64_t pixel = a.x_c == 1 ? i / pieces : i % pixels, piece = a.x_c == 1 ? i % pieces : i / pixels;
-      const Pixel at = pixel_at(pixel, a.height, a.width);
-      const std::int64_t group = piece / a.group_pieces(), first = piece % a.group_pieces() * kPieceChannels;
+      const std::uint32_t pixel = a.x_c == 1 ? i / pieces : i % pixels, piece = a.x_c == 1 ? i % pieces : i / pixels;
+      const Pixel at = pixel_of(pixel, a.height, a.width);
+      const std::uint32_t group = piece / a.group_pieces;
+      const std::int64_t first = std::int64_t{piece - group * a.group_pieces} * kPieceChannels;
       const std::int64_t offset = at.image * a.x_n + at.row * a.x_h + at.column * a.x_w +
                                   (group * a.group_channels + first) * a.x_c;
       std::uint32_t words[kParts][4] = {};
@@ -97,17 +96,27 @@ struct Arrange {
       }
       SUBBIT_UNROLL
       for (int part = 0; part < kParts; ++part) {
-        a.arranged[(part * pixels + pixel) * pieces + piece] =
+        a.arranged[(std::int64_t{part} * pixels + pixel) * pieces + piece] =
             make_uint4(words[part][0], words[part][1], words[part][2], words[part][3]);
       }
     }
   }
 };
 
+// Pieces that are written of each part.
+inline std::int64_t arrange_items(std::int64_t pixels, std::int64_t groups, std::int64_t group_channels) {
+  return checked_product({pixels, groups, ceil_div(group_channels, kPieceChannels)}, "arranged input");
+}
+
+// There are at most kMostItems of arrange_items.
 template <class T>
-Status start_arrange(const ArrangeArgs& args, Stream stream) {
-  const std::int64_t items = args.pixels() * args.pieces();
+Status start_arrange(ArrangeArgs args, Stream stream) {
+  const std::int64_t pixels = checked_product({args.batch, args.height, args.width}, "image");
+  const std::int64_t items = arrange_items(pixels, args.groups, args.group_channels);
   if (items == 0) return kStarted;
+  args.pixels = static_cast<std::uint32_t>(pixels);
+  args.group_pieces = static_cast<std::uint32_t>(ceil_div(args.group_channels, kPieceChannels));
+  args.pieces = static_cast<std::uint32_t>(args.groups * args.group_pieces);
   return start<Arrange<T>>(blocks_for(items, Arrange<T>::kThreads), 0, args, stream);
 }
 

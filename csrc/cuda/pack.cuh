@@ -25,9 +25,7 @@ struct PackArgs {
   std::uint32_t* plus;  // [n][row][column][group][halves of words]
   std::uint32_t* nonzero;  // or null
 
-  SUBBIT_HOST_DEVICE std::int64_t pixels() const { return batch * height * width; }
-  SUBBIT_HOST_DEVICE std::int64_t group_halves() const { return divide_up(group_channels, kWordChannels) * 2; }
-  SUBBIT_HOST_DEVICE std::int64_t halves() const { return groups * group_halves(); }
+  std::uint32_t pixels = 0, group_halves = 0, halves = 0;  // 32-bit words of a group and of a pixel; set by start_pack
 };
 
 // The channels of half a word: so many from the first on, fewer than 32 at the end of a group.
@@ -36,9 +34,9 @@ struct HalfWord {
   int count;
 };
 
-SUBBIT_DEVICE HalfWord channels_of(const PackArgs& a, std::int64_t half) {
-  const std::int64_t group = half / a.group_halves(), channel = half % a.group_halves() * 32;
-  const std::int64_t left = a.group_channels - channel;
+SUBBIT_DEVICE HalfWord channels_of(const PackArgs& a, std::uint32_t half) {
+  const std::uint32_t group = half / a.group_halves;
+  const std::int64_t channel = std::int64_t{half - group * a.group_halves} * 32, left = a.group_channels - channel;
   return {group * a.group_channels + channel, static_cast<int>(left < 0 ? 0 : left < 32 ? left : 32)};
 }
 
@@ -49,8 +47,8 @@ SUBBIT_DEVICE SignBits pack_one(const PackArgs& a, std::int64_t pixel_offset, co
   return sign_bits(v, a.shift ? a.shift[c] : 0.0f, a.sign_zero);
 }
 
-SUBBIT_DEVICE std::int64_t pixel_offset_of(const PackArgs& a, std::int64_t pixel) {
-  const Pixel at = pixel_at(pixel, a.height, a.width);
+SUBBIT_DEVICE std::int64_t pixel_offset_of(const PackArgs& a, std::uint32_t pixel) {
+  const Pixel at = pixel_of(pixel, a.height, a.width);
   return at.image * a.x_n + at.row * a.x_h + at.column * a.x_w;
 }
 
@@ -60,12 +58,16 @@ struct PackChannelsLast {
   static constexpr int kWarp = 32;
 
   static SUBBIT_DEVICE void run(const PackArgs& a) {
+    constexpr int kWarps = kThreads / kWarp;
     const int lane = static_cast<int>(threadIdx.x % kWarp);
-    const std::int64_t count = a.pixels() * a.halves();
-    for (std::int64_t i = thread_of_grid() / kWarp; i < count; i += threads_of_grid() / kWarp) {
-      const SignBits bits = pack_one(a, pixel_offset_of(a, i / a.halves()), channels_of(a, i % a.halves()), lane);
+    const std::uint32_t count = a.pixels * a.halves;
+    // The same number of turns for a whole block: ballots need that ptxas sees converged warps.
+    for (std::uint32_t first = blockIdx.x * kWarps; first < count; first += gridDim.x * kWarps) {
+      const std::uint32_t i = first + threadIdx.x / kWarp, pixel = i / a.halves;
+      SignBits bits{false, false};
+      if (i < count) bits = pack_one(a, pixel_offset_of(a, pixel), channels_of(a, i - pixel * a.halves), lane);
       const std::uint32_t plus = __ballot_sync(~0u, bits.plus), nonzero = __ballot_sync(~0u, bits.nonzero);
-      if (lane == 0) {
+      if (lane == 0 && i < count) {
         a.plus[i] = plus;
         if (a.nonzero) a.nonzero[i] = nonzero;
       }
@@ -78,9 +80,10 @@ struct PackPixelsAlong {
   static constexpr int kThreads = 256, kBlocksPerMultiprocessor = 4;
 
   static SUBBIT_DEVICE void run(const PackArgs& a) {
-    const std::int64_t pixels = a.pixels(), count = pixels * a.halves();
-    for (std::int64_t i = thread_of_grid(); i < count; i += threads_of_grid()) {
-      const std::int64_t half = i / pixels, pixel = i % pixels, offset = pixel_offset_of(a, pixel);
+    const std::uint32_t count = a.pixels * a.halves;
+    for (std::uint32_t i = thread_of_grid(); i < count; i += threads_of_grid()) {
+      const std::uint32_t half = i / a.pixels, pixel = i - half * a.pixels;
+      const std::int64_t offset = pixel_offset_of(a, pixel), to = std::int64_t{pixel} * a.halves + half;
       const HalfWord channels = channels_of(a, half);
       std::uint32_t plus = 0, nonzero = 0;
       for (int bit = 0; bit < 32; ++bit) {
@@ -88,15 +91,25 @@ struct PackPixelsAlong {
         plus |= std::uint32_t{bits.plus} << bit;
         nonzero |= std::uint32_t{bits.nonzero} << bit;
       }
-      a.plus[pixel * a.halves() + half] = plus;
-      if (a.nonzero) a.nonzero[pixel * a.halves() + half] = nonzero;
+      a.plus[to] = plus;
+      if (a.nonzero) a.nonzero[to] = nonzero;
     }
   }
 };
 
-inline Status start_pack(const PackArgs& args, Stream stream) {
-  const std::int64_t items = args.pixels() * args.halves();
+// 32-bit words that packing x writes a plane.
+inline std::int64_t pack_items(std::int64_t pixels, std::int64_t groups, std::int64_t group_channels) {
+  return checked_product({pixels, groups, ceil_div(group_channels, kWordChannels), 2}, "packed activations");
+}
+
+// There are at most kMostItems of pack_items.
+inline Status start_pack(PackArgs args, Stream stream) {
+  const std::int64_t pixels = checked_product({args.batch, args.height, args.width}, "image");
+  const std::int64_t items = pack_items(pixels, args.groups, args.group_channels);
   if (items == 0) return kStarted;
+  args.pixels = static_cast<std::uint32_t>(pixels);
+  args.group_halves = static_cast<std::uint32_t>(ceil_div(args.group_channels, kWordChannels) * 2);
+  args.halves = static_cast<std::uint32_t>(args.groups * args.group_halves);
   if (args.x_c == 1) {
     return start<PackChannelsLast>(blocks_for(items * PackChannelsLast::kWarp, PackChannelsLast::kThreads), 0, args,
                                    stream);
@@ -116,12 +129,14 @@ struct Regroup {
 
   static SUBBIT_DEVICE void run(const RegroupArgs& a) {
     const std::int64_t words = divide_up(a.groups * a.group_channels, kWordChannels);
-    const std::int64_t group_words = divide_up(a.group_channels, kWordChannels);
-    const std::int64_t count = a.pixels * a.groups * group_words;
-    for (std::int64_t i = thread_of_grid(); i < count; i += threads_of_grid()) {
-      const std::int64_t pixel = i / (a.groups * group_words), group = i / group_words % a.groups;
-      const std::int64_t channel = i % group_words * kWordChannels, left = a.group_channels - channel;
-      const std::int64_t first = group * a.group_channels + channel, word = first / kWordChannels;
+    const auto group_words = static_cast<std::uint32_t>(divide_up(a.group_channels, kWordChannels));
+    const auto groups = static_cast<std::uint32_t>(a.groups);
+    const auto count = static_cast<std::uint32_t>(a.pixels) * groups * group_words;
+    for (std::uint32_t i = thread_of_grid(); i < count; i += threads_of_grid()) {
+      const std::uint32_t row = i / group_words, pixel = row / groups, group = row - pixel * groups;
+      const std::int64_t channel = std::int64_t{i - row * group_words} * kWordChannels;
+      const std::int64_t first = group * a.group_channels + channel, left = a.group_channels - channel;
+      const std::int64_t word = first / kWordChannels;
       const int shift = static_cast<int>(first % kWordChannels);
       for (int plane = 0; plane < 2; ++plane) {
         if (a.planes[plane] == nullptr) continue;

@@ -15,15 +15,11 @@ struct Pixel {
   std::int64_t image, row, column;
 };
 
-// Pixel number i of images of such sizes, row by row. Numbers of 32 bits, which divide faster, where they are enough.
-SUBBIT_HOST_DEVICE Pixel pixel_at(std::int64_t i, std::int64_t height, std::int64_t width) {
-  if (i < (std::int64_t{1} << 31) && height < (std::int64_t{1} << 31) && width < (std::int64_t{1} << 31)) {
-    const auto n = static_cast<std::uint32_t>(i), w = static_cast<std::uint32_t>(width);
-    const std::uint32_t line = n / w, image = line / static_cast<std::uint32_t>(height);
-    return {image, line - image * static_cast<std::uint32_t>(height), n - line * w};
-  }
-  const std::int64_t line = i / width, image = line / height;
-  return {image, line - image * height, i - line * width};
+// Pixel number i of images of such sizes, row by row; all in 32 bits.
+SUBBIT_HOST_DEVICE Pixel pixel_of(std::uint32_t i, std::int64_t height, std::int64_t width) {
+  const auto h = static_cast<std::uint32_t>(height), w = static_cast<std::uint32_t>(width);
+  const std::uint32_t line = i / w, image = line / h;
+  return {image, line - image * h, i - line * w};
 }
 
 SUBBIT_DEVICE float load_element(const void* from, Element element, std::int64_t i) {
@@ -38,16 +34,6 @@ SUBBIT_DEVICE float load_element(const void* from, Element element, std::int64_t
   return static_cast<const float*>(from)[i];
 }
 
-template <class T>
-struct alignas(2 * sizeof(T)) ElementPair {
-  T first, second;
-};
-
-template <class T>
-SUBBIT_DEVICE void store_pair_as(void* to, std::int64_t i, float first, float second) {
-  *reinterpret_cast<ElementPair<T>*>(static_cast<T*>(to) + i) = {from_float<T>(first), from_float<T>(second)};
-}
-
 SUBBIT_DEVICE void store_element(void* to, Element element, std::int64_t i, float v) {
   switch (element) {
     case Element::kFloat32:
@@ -59,18 +45,6 @@ SUBBIT_DEVICE void store_element(void* to, Element element, std::int64_t i, floa
     case Element::kBfloat16:
       static_cast<__nv_bfloat16*>(to)[i] = from_float<__nv_bfloat16>(v);
       return;
-  }
-}
-
-// Two neighbouring elements, of which the first is at a multiple of two.
-SUBBIT_DEVICE void store_pair(void* to, Element element, std::int64_t i, float first, float second) {
-  switch (element) {
-    case Element::kFloat32:
-      return store_pair_as<float>(to, i, first, second);
-    case Element::kFloat16:
-      return store_pair_as<__half>(to, i, first, second);
-    case Element::kBfloat16:
-      return store_pair_as<__nv_bfloat16>(to, i, first, second);
   }
 }
 

@@ -102,7 +102,7 @@ struct ProductArgs {
   CudaOperands operands;
   ProductInput x;
   ProductWeightShape weight;
-  std::int64_t pixels, output_tiles;  // tiles of a group
+  std::uint32_t pixels, output_tiles;  // tiles of a group
   std::int64_t y_words;               // 32-bit words of a pixel's packed results
   std::int32_t height, width, dilation_h, dilation_w;  // of x
   bool along_outputs;                 // lanes lie along outputs in the epilogue, else along pixels
@@ -126,11 +126,17 @@ struct Product {
   static constexpr int kStageBytes = Kind::kPlanes * kPlaneBytes + kWeightBytes;
   static constexpr int kMaxTaps = 9;
   static constexpr int kVectors = 5;  // of ChannelEpilogue
-  static constexpr int kCounters = Tile::kWarpsM * Tile::kWarpsK;
+  static constexpr int kCounters = Tile::kWarpsM * Tile::kWarpsK * 4;  // of a pixel's bits
   static constexpr int kWarpSteps = Tile::kSteps / Tile::kWarpsK;
   // The sums of half the fragments' pixels at a time.
   static constexpr int kRounds = 2, kRoundN = Tile::kN / kRounds, kRoundPixels = Tile::kPixels / kRounds;
   static constexpr int kSumRow = Tile::kOutputs + 5;
+
+  // What of a pixel the sums of bits need.
+  struct PixelBits {
+    std::int32_t offset;         // is added to every sum
+    std::uint32_t taps_outside;  // a bit each
+  };
 
   struct Shared {
     union {
@@ -140,9 +146,11 @@ struct Product {
     TilePixel pixels[Tile::kPixels];
     float channels[kVectors][Tile::kOutputs];
     std::int32_t plus_of_tap[Kind::kIsBits ? Tile::kOutputs : 1][kMaxTaps + 1];
-    std::int32_t set_bits[Kind::kIsBits ? kCounters : 1][Tile::kPixels];  // of each pixel's K
+    std::int32_t set_bits[Kind::kIsBits ? kCounters : 1][Tile::kPixels];
+    PixelBits bits[Kind::kIsBits ? Tile::kPixels : 1];
   };
   static constexpr std::size_t kSharedBytes = sizeof(Shared);
+  static_assert(kSharedBytes <= 99 << 10, "what a block may have on sm_86 and sm_89");
 
   // Which warp of the tile this is, and which lane (g, t).
   struct Place {
@@ -161,10 +169,11 @@ struct Product {
 
   static SUBBIT_DEVICE void run(const ProductArgs& a) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
-    const std::int64_t tile = blockIdx.x;  // outputs first: blocks that run together share their x
-    const std::int64_t output_tile = tile % a.output_tiles, group = tile / a.output_tiles % a.weight.groups;
-    const std::int64_t first_pixel = tile / a.output_tiles / a.weight.groups * Tile::kPixels;
-    const std::int64_t first_output = output_tile * Tile::kOutputs;
+    const std::uint32_t tile = blockIdx.x;  // outputs first: blocks that run together share their x
+    const std::uint32_t row = tile / a.output_tiles, groups = static_cast<std::uint32_t>(a.weight.groups);
+    const std::int64_t first_output = static_cast<std::int64_t>(tile - row * a.output_tiles) * Tile::kOutputs;
+    const std::int64_t group = row % groups;
+    const std::uint32_t first_pixel = row / groups * Tile::kPixels;
     const Place at = place();
     set_up(a, shared, group, first_output, first_pixel);
     __syncthreads();
@@ -203,28 +212,45 @@ struct Product {
     for (int round = 0; round < kRounds; ++round) {
       __syncthreads();  // nobody reads a stage, or the sums of the last round, any more
       share_sums(shared, sums, round, at);
+      if constexpr (Kind::kIsBits) {
+        if (round == 0) make_pixel_bits(a, shared);
+      }
       __syncthreads();
       finish_round(a, shared, round, group, first_output);
     }
   }
 
   static SUBBIT_DEVICE void set_up(const ProductArgs& a, Shared& shared, std::int64_t group, std::int64_t first_output,
-                                   std::int64_t first_pixel) {
+                                   std::uint32_t first_pixel) {
     const ConvParams& conv = a.params.conv;
-    for (int i = static_cast<int>(threadIdx.x); i < Tile::kPixels; i += kThreads) {
+    SUBBIT_UNROLL
+    for (int first = 0; first < Tile::kPixels; first += kThreads) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      if (Tile::kPixels % kThreads != 0 && i >= Tile::kPixels) continue;
       constexpr std::int32_t kNowhere = -(1 << 30);
       TilePixel pixel{0, kNowhere, kNowhere, -1, 0, 0};
-      if (first_pixel + i < a.pixels) {
-        const Pixel out = pixel_at(first_pixel + i, conv.out_height, conv.out_width);
-        const std::int64_t row = out.row * conv.stride_h - conv.pad_h, column = out.column * conv.stride_w - conv.pad_w;
-        pixel = {out.image * a.x.n + row * a.x.h + column * a.x.w, static_cast<std::int32_t>(row),
-                 static_cast<std::int32_t>(column), static_cast<std::int32_t>(out.image),
-                 static_cast<std::int32_t>(out.row), static_cast<std::int32_t>(out.column)};
+      const std::uint32_t number = first_pixel + i;
+      if (number < a.pixels) {
+        const auto height = static_cast<std::uint32_t>(conv.out_height);
+        const auto width = static_cast<std::uint32_t>(conv.out_width);
+        const std::uint32_t line = number / width, image = line / height;
+        pixel.image = static_cast<std::int32_t>(image);
+        pixel.out_row = static_cast<std::int32_t>(line - image * height);
+        pixel.out_column = static_cast<std::int32_t>(number - line * width);
+        const std::int64_t row = pixel.out_row * conv.stride_h - conv.pad_h;
+        const std::int64_t column = pixel.out_column * conv.stride_w - conv.pad_w;
+        pixel.row = static_cast<std::int32_t>(row);
+        pixel.column = static_cast<std::int32_t>(column);
+        pixel.x_offset = image * a.x.n + row * a.x.h + column * a.x.w;
       }
       shared.pixels[i] = pixel;
     }
-    for (int i = static_cast<int>(threadIdx.x); i < Tile::kOutputs; i += kThreads) {
-      if (first_output + i >= a.weight.group_outputs) continue;
+    SUBBIT_UNROLL
+    for (int first = 0; first < Tile::kOutputs; first += kThreads) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      if ((Tile::kOutputs % kThreads != 0 && i >= Tile::kOutputs) || first_output + i >= a.weight.group_outputs) {
+        continue;
+      }
       const std::int64_t output = group * a.weight.group_outputs + first_output + i;
       const ChannelEpilogue channel = load_epilogue(a.operands, output);
       const float values[kVectors] = {channel.scale, channel.bias, channel.slope, channel.shift, channel.pack_shift};
@@ -434,15 +460,34 @@ struct Product {
     }
   }
 
-  // The counts of the four lanes that share a pixel, put where every warp finds them.
+  // Puts the lanes' counts where all find them. (No shuffles: they need converged warps, which ptxas cannot see here.)
   static SUBBIT_DEVICE void share_set_bits(Shared& shared, const std::int32_t (&set_bits)[Tile::kN], const Place& at) {
     SUBBIT_UNROLL
     for (int n = 0; n < Tile::kN; ++n) {
-      std::int32_t count = set_bits[n];
-      count += __shfl_xor_sync(~0u, count, 1);
-      count += __shfl_xor_sync(~0u, count, 2);
       const int pixel = (at.n * Tile::kN + n) * kFragmentPixels + at.g;
-      if (at.t == 0) shared.set_bits[at.m * Tile::kWarpsK + at.k][pixel] = count;
+      shared.set_bits[(at.m * Tile::kWarpsK + at.k) * 4 + at.t][pixel] = set_bits[n];
+    }
+  }
+
+  static SUBBIT_DEVICE void make_pixel_bits(const ProductArgs& a, Shared& shared) {
+    SUBBIT_UNROLL
+    for (int first = 0; first < Tile::kPixels; first += kThreads) {
+      const int pixel = first + static_cast<int>(threadIdx.x);
+      if (Tile::kPixels % kThreads != 0 && pixel >= Tile::kPixels) continue;
+      std::int32_t set_bits = 0;
+      SUBBIT_UNROLL
+      for (int i = 0; i < kCounters; ++i) set_bits += shared.set_bits[i][pixel];
+      PixelBits bits{-set_bits, 0};
+      if constexpr (Kind::kPlanes == 1) {
+        std::int32_t inside = 0;
+        for (int tap = 0; tap < a.weight.taps; ++tap) {
+          const bool is_in = is_inside(a, shared.pixels[pixel], offset_of(a, tap));
+          inside += is_in;
+          bits.taps_outside |= std::uint32_t{!is_in} << tap;
+        }
+        bits.offset = inside * static_cast<std::int32_t>(a.weight.group_channels) - 2 * set_bits;
+      }
+      shared.bits[pixel] = bits;
     }
   }
 
@@ -463,18 +508,14 @@ struct Product {
 
   static SUBBIT_DEVICE float sum_of_bits(const ProductArgs& a, const Shared& shared, std::int32_t count, int pixel,
                                          int output) {
-    std::int32_t set_bits = 0;
-    SUBBIT_UNROLL
-    for (int i = 0; i < kCounters; ++i) set_bits += shared.set_bits[i][pixel];
-    if constexpr (Kind::kPlanes == 2) return static_cast<float>(2 * count - set_bits);
-    std::int32_t plus = shared.plus_of_tap[output][a.weight.taps], inside = a.weight.taps;
-    for (int tap = 0; tap < a.weight.taps; ++tap) {
-      if (is_inside(a, shared.pixels[pixel], offset_of(a, tap))) continue;
-      plus -= shared.plus_of_tap[output][tap];
-      --inside;
+    const PixelBits bits = shared.bits[pixel];
+    if constexpr (Kind::kPlanes == 2) return static_cast<float>(2 * count + bits.offset);
+    std::int32_t plus = shared.plus_of_tap[output][a.weight.taps];
+    std::uint32_t left = bits.taps_outside;
+    for (int tap = 0; left != 0; ++tap, left >>= 1) {
+      if (left & 1) plus -= shared.plus_of_tap[output][tap];
     }
-    inside *= static_cast<std::int32_t>(a.weight.group_channels);
-    return static_cast<float>(4 * count - 2 * set_bits - 2 * plus + inside);
+    return static_cast<float>(4 * count - 2 * plus + bits.offset);
   }
 
   // The epilogue of a round's pixels: a warp takes 32 outputs of a pixel, or 32 pixels of an output.

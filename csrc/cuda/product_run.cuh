@@ -71,13 +71,18 @@ std::int64_t blocks_of(const CudaParams& params) {
 template <class Kind, class Tile>
 Status start_tile(ProductArgs args, Stream stream) {
   const std::int64_t blocks = blocks_of<Tile>(args.params);
-  args.output_tiles = ceil_div(covered_outputs(args.params), Tile::kOutputs);
+  args.output_tiles = static_cast<std::uint32_t>(ceil_div(covered_outputs(args.params), Tile::kOutputs));
   return start<Product<Kind, Tile>>(blocks, Product<Kind, Tile>::kSharedBytes, args, stream);
 }
 
 // As many blocks as the devices in question have multiprocessors (108 to 144). A constant, so that the bits of a result
 // do not depend on the device.
 constexpr std::int64_t kEnoughBlocks = 128;
+
+template <class Tile>
+bool fills_device(const CudaParams& params) {
+  return blocks_of<Tile>(params) >= kEnoughBlocks;
+}
 
 template <class Kind, class Large, class Small>
 Status run_product(const CudaParams& params, const CudaOperands& operands, Stream stream) {
@@ -86,7 +91,7 @@ Status run_product(const CudaParams& params, const CudaOperands& operands, Strea
   args.params = params;
   args.operands = operands;
   args.weight = product_weight_shape(params);
-  args.pixels = output_pixels(params);
+  args.pixels = static_cast<std::uint32_t>(output_pixels(params));
   args.y_words = ceil_div(conv.out_channels, kWordChannels) * 2;
   args.height = static_cast<std::int32_t>(conv.height);
   args.width = static_cast<std::int32_t>(conv.width);
@@ -95,7 +100,7 @@ Status run_product(const CudaParams& params, const CudaOperands& operands, Strea
   args.along_outputs = conv.packs || conv.y_c == 1;
   const Status status = start_input(params, operands, stream, args.x);
   if (status != kStarted) return status;
-  if (blocks_of<Large>(params) >= kEnoughBlocks) return start_tile<Kind, Large>(args, stream);
+  if (fills_device<Large>(params)) return start_tile<Kind, Large>(args, stream);
   return start_tile<Kind, Small>(args, stream);
 }
 
@@ -115,7 +120,13 @@ inline bool runs_product(const CudaParams& params) {
   if (conv.batch >= kMostPositions || group_channels_of(params) > kMostChannels) return false;
   // Packed results of groups that end inside words would need words that two blocks write.
   if (conv.packs && conv.groups > 1 && params.group_outputs() % kWordChannels != 0) return false;
-  return blocks_of<SmallTile>(params) <= kMostBlocks;
+  const ProductWeightShape weight = product_weight_shape(params);
+  if (product_sign_words(weight) + product_counts(weight) > kMostItems) return false;
+  const std::int64_t pieces = checked_product({input_pixels(params), conv.groups, group_bytes(params) / 4}, "input");
+  if (pieces > kMostItems) return false;
+  // Pixels are counted in 32 bits, whole tiles of them.
+  constexpr std::int64_t kMostPixels = (std::int64_t{1} << 32) - 128;
+  return output_pixels(params) <= kMostPixels && blocks_of<SmallTile>(params) <= kMostBlocks;
 }
 
 }  // namespace subbit

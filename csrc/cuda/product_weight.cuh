@@ -23,19 +23,20 @@ struct ProductWeightArgs {
 // Whether a weight is +1. The output counts all groups', the channel its group's.
 SUBBIT_DEVICE bool weight_is_plus(const ProductWeightArgs& a, std::int64_t output, std::int64_t channel, int tap) {
   const std::uint32_t* row = a.indices + output * a.index_row_words;
-  const std::int64_t unit = channel / a.unit_channels, bit = unit * a.tau, word = bit / 32;
+  const std::int64_t unit = a.unit_channels == 1 ? channel : channel / 8, bit = unit * a.tau, word = bit / 32;
   const int shift = static_cast<int>(bit % 32);
   std::uint32_t index = row[word] >> shift;
   if (shift + a.tau > 32) index |= row[word + 1] << (32 - shift);
   index &= (1u << a.tau) - 1;
-  const int of_codeword = a.unit_channels == 1 ? tap : static_cast<int>(channel % a.unit_channels);
+  const int of_codeword = a.unit_channels == 1 ? tap : static_cast<int>(channel % 8);
   return (a.codebook[index] >> of_codeword & 1) != 0;
 }
 
 SUBBIT_DEVICE std::uint32_t word_of_halves(const ProductWeightArgs& a, std::int64_t group, std::int64_t block,
-                                           std::int64_t step, int lane) {
+                                           std::uint32_t step, int lane) {
   const ProductWeightShape& s = a.shape;
-  const std::int64_t tap_steps = s.tap_slots / 4, first = step % tap_steps * kStepHalves;
+  const std::uint32_t tap_steps = static_cast<std::uint32_t>(s.tap_slots) / 4;
+  const std::int64_t first = std::int64_t{step % tap_steps} * kStepHalves;
   const int tap = static_cast<int>(step / tap_steps);
   std::uint32_t word = 0;
   for (int bit = 0; bit < 32; ++bit) {
@@ -49,12 +50,13 @@ SUBBIT_DEVICE std::uint32_t word_of_halves(const ProductWeightArgs& a, std::int6
 }
 
 SUBBIT_DEVICE std::uint32_t word_of_bits(const ProductWeightArgs& a, std::int64_t group, std::int64_t block,
-                                         std::int64_t step, int product, int lane, int r) {
+                                         std::uint32_t step, int product, int lane, int r) {
   const ProductWeightShape& s = a.shape;
   const std::int64_t output = block * kFragmentOutputs + r % 2 * 8 + lane / 4;
-  const std::int64_t half = step * kStepWords * 2 + lane % 4 * 4 + product * 2 + r / 2, tap = half / 2 / s.tap_slots;
-  const std::int64_t first = half / 2 % s.tap_slots * kWordChannels + half % 2 * 32;
-  if (output >= s.group_outputs || tap >= s.taps) return 0;
+  const std::uint32_t half = step * kStepWords * 2 + lane % 4 * 4 + product * 2 + r / 2;
+  const std::uint32_t tap_slots = static_cast<std::uint32_t>(s.tap_slots), tap = half / 2 / tap_slots;
+  const std::int64_t first = std::int64_t{half / 2 - tap * tap_slots} * kWordChannels + half % 2 * 32;
+  if (output >= s.group_outputs || tap >= static_cast<std::uint32_t>(s.taps)) return 0;
   std::uint32_t word = 0;
   for (int bit = 0; bit < 32 && first + bit < s.group_channels; ++bit) {
     const bool plus = weight_is_plus(a, group * s.group_outputs + output, first + bit, static_cast<int>(tap));
@@ -78,21 +80,23 @@ struct PrepareProductWeight {
 
   static SUBBIT_DEVICE void run(const ProductWeightArgs& a) {
     const ProductWeightShape& s = a.shape;
-    for (std::int64_t i = thread_of_grid(); i < a.sign_words + a.counts; i += threads_of_grid()) {
-      if (i >= a.sign_words) {
-        const std::int64_t count = i - a.sign_words;
-        a.words[i] = count_of_plus(a, count / (s.taps + 1), static_cast<int>(count % (s.taps + 1)));
+    const auto signs = static_cast<std::uint32_t>(a.sign_words), all = signs + static_cast<std::uint32_t>(a.counts);
+    const auto block_words = static_cast<std::uint32_t>(s.block_words), blocks = static_cast<std::uint32_t>(s.blocks);
+    for (std::uint32_t i = thread_of_grid(); i < all; i += threads_of_grid()) {
+      if (i >= signs) {
+        const std::uint32_t count = i - signs, counts = static_cast<std::uint32_t>(s.taps) + 1;
+        a.words[i] = count_of_plus(a, count / counts, static_cast<int>(count % counts));
         continue;
       }
-      const std::int64_t block = i / s.block_words, group = block / s.blocks, in_block = i % s.block_words;
+      const std::uint32_t row = i / block_words, in_block = i - row * block_words;
+      const std::uint32_t group = row / blocks, block = row - group * blocks;
       if (s.is_bits) {
         const int r = static_cast<int>(in_block % 4), lane = static_cast<int>(in_block / 4 % kWarpLanes);
-        const std::int64_t product = in_block / 4 / kWarpLanes;
-        a.words[i] =
-            word_of_bits(a, group, block % s.blocks, product / 2, static_cast<int>(product % 2), lane, r);
+        const std::uint32_t product = in_block / 4 / kWarpLanes;
+        a.words[i] = word_of_bits(a, group, block, product / 2, static_cast<int>(product % 2), lane, r);
       } else {
         const int lane = static_cast<int>(in_block % kWarpLanes);
-        a.words[i] = word_of_halves(a, group, block % s.blocks, in_block / kWarpLanes, lane);
+        a.words[i] = word_of_halves(a, group, block, in_block / kWarpLanes, lane);
       }
     }
   }

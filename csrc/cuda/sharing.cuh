@@ -8,10 +8,10 @@
 // lanes read and write global memory side by side.
 //
 // The inner loop: a byte of an index word picks a row, one load, words_per_lane additions. An addition stands for nine
-// multiply-adds of a 3x3 convolution and costs 4 bytes of shared memory, 4/9 of a byte a multiply-add (2/9 with two sums
-// a word). 128 bytes a cycle bound it: 16 outputs take 64 cycles, in which a multiprocessor issues 256 instructions, and
-// nvcc 13.0 makes 120 of them (sm_90). What else shared memory does for a unit, in rows of responses: for each of K
-// codewords one is written and about 2.2 are read; the sums take about 25. So of its time
+// multiply-adds of a 3x3 convolution and costs 4 bytes of shared memory, 4/9 of a byte a multiply-add (2/9 with two
+// sums a word). 128 bytes a cycle bound it: 16 outputs take 64 cycles, in which a multiprocessor issues 256
+// instructions, and nvcc 13.0 makes 120 of them (sm_90). What else shared memory does for a unit, in rows of responses:
+// for each of K codewords one is written and about 2.2 are read; the sums take about 25. So of its time
 //
 //     outputs / (outputs + 3.2 K + 25)      0.67 with 256 outputs and 32 codewords, 0.80 with 512 (words_per_lane 2)
 //
@@ -45,6 +45,7 @@ struct SharingTask {
   SharingTile tile;
   int tau = 0;
   int units = 0, group_outputs = 0;  // of a group
+  int responses_of_warp = 0;         // in a block of units
   unsigned pixels = 0;               // of all images' outputs
   int row_words = 0;                 // of an output's indices
   int words = 0;                     // of a pixel of y, packed
@@ -295,10 +296,13 @@ class Sharing {
 
   // The responses of block b's units: codewords of all units in one list, of which each warp has a run.
   SUBBIT_DEVICE void respond(int b) const {
-    const int codewords = task_.params.codewords, items = unit_count(b) * codewords;
-    const int begin = items * warp_ / task_.tile.warps, end = items * (warp_ + 1) / task_.tile.warps;
-    if (begin == end) return;
-    int unit = begin / codewords, place = begin % codewords;
+    const int codewords = task_.params.codewords;
+    const int begin = warp_ * task_.responses_of_warp;
+    const int left = unit_count(b) * codewords - begin;
+    const int end = begin + (left < task_.responses_of_warp ? left : task_.responses_of_warp);
+    if (begin >= end) return;
+    int unit = static_cast<int>(static_cast<unsigned>(begin) / static_cast<unsigned>(codewords));
+    int place = begin - unit * codewords;
     const uint4* terms = shared<uint4>(task_.tile.terms);
     uint4 next = terms[place];
     unsigned last = ~0u;
@@ -443,6 +447,7 @@ inline SharingTask sharing_task(const CudaParams& params, const CudaOperands& op
   task.tau = tau_for(params.codewords);
   task.units = static_cast<int>(params.units());
   task.group_outputs = static_cast<int>(params.group_outputs());
+  task.responses_of_warp = (tile.units * params.codewords + tile.warps - 1) / tile.warps;
   task.pixels = static_cast<unsigned>(params.conv.batch * params.conv.out_height * params.conv.out_width);
   task.row_words = static_cast<int>(index_row_words(task.units, task.tau));
   ConvParams& conv = task.params.conv;

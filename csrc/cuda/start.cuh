@@ -54,15 +54,16 @@ constexpr std::int64_t kMostBlocks = (std::int64_t{1} << 31) - 1;
 
 // Blocks of a body that loops over items: enough to fill any device, so that no thread has long loops.
 constexpr std::int64_t blocks_for(std::int64_t items, int threads) {
-  constexpr std::int64_t kMost = 1 << 16;
+  constexpr std::int64_t kMost = 1 << 16;  // of up to 2^10 threads
   const std::int64_t blocks = (items + threads - 1) / threads;
   return blocks < kMost ? blocks : kMost;
 }
 
 // The number of this thread among all of the grid, and of all threads: for bodies that loop over items.
-SUBBIT_DEVICE std::int64_t thread_of_grid() {
-  return static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
-SUBBIT_DEVICE std::int64_t threads_of_grid() { return static_cast<std::int64_t>(gridDim.x) * blockDim.x; }
+SUBBIT_DEVICE std::uint32_t thread_of_grid() { return blockIdx.x * blockDim.x + threadIdx.x; }
+SUBBIT_DEVICE std::uint32_t threads_of_grid() { return gridDim.x * blockDim.x; }
+
+// Items are counted in 32 bits (64-bit divisions would be calls), and a loop may go one grid beyond them.
+constexpr std::int64_t kMostItems = (std::int64_t{1} << 32) - (std::int64_t{1} << 26);
 
 }  // namespace subbit

@@ -15,10 +15,11 @@ CudaParams params_of(const std::int64_t* v) {
   c.activations = static_cast<Activations>(*v++);
   c.sign_zero = *v++ != 0;
   c.activation = static_cast<Activation>(*v++);
-  for (std::int64_t* size : {&c.batch, &c.in_channels, &c.height, &c.width, &c.out_channels, &c.out_height,
-                             &c.out_width, &c.groups, &c.stride_h, &c.stride_w, &c.pad_h, &c.pad_w, &c.dilation_h,
-                             &c.dilation_w, &c.x_n, &c.x_c, &c.x_h, &c.x_w, &c.y_n, &c.y_c, &c.y_h, &c.y_w,
-                             &c.residual_n, &c.residual_c, &c.residual_h, &c.residual_w}) {
+  for (std::int64_t* size :
+       {&c.batch,  &c.in_channels, &c.height,     &c.width,      &c.out_channels, &c.out_height, &c.out_width,
+        &c.groups, &c.stride_h,    &c.stride_w,   &c.pad_h,      &c.pad_w,        &c.dilation_h, &c.dilation_w,
+        &c.x_n,    &c.x_c,         &c.x_h,        &c.x_w,        &c.y_n,          &c.y_c,        &c.y_h,
+        &c.y_w,    &c.residual_n,  &c.residual_c, &c.residual_h, &c.residual_w}) {
     *size = *v++;
   }
   c.x_is_packed = *v++ != 0;

@@ -56,14 +56,10 @@ void run_mma(const Multiply& multiply) {
 
 using namespace subbit;
 
-extern "C" {
-
-// The message of what was thrown, or an empty one.
-const char* product_error();
-}
-
 namespace {
+
 std::string message;
+
 template <class F>
 std::int64_t guarded(const F& f) {
   message.clear();
@@ -74,10 +70,12 @@ std::int64_t guarded(const F& f) {
     return -1;
   }
 }
+
 }  // namespace
 
 extern "C" {
 
+// What the last call threw, or an empty string.
 const char* product_error() { return message.c_str(); }
 
 struct ProductCall {
@@ -89,7 +87,7 @@ struct ProductCall {
   void *y, *y_plus, *y_nonzero;
 };
 
-CudaParams params_of(const ProductCall& c) {
+static CudaParams params_of(const ProductCall& c) {
   CudaParams p;
   ConvParams& v = p.conv;
   v.unit = static_cast<Unit>(c.unit);
@@ -143,11 +141,8 @@ std::int64_t product_scratch(const ProductCall* call) {
   });
 }
 
-// The blocks that each tile would take: large of halves, small.
-void product_blocks(const ProductCall* call, std::int64_t* blocks) {
-  blocks[0] = blocks_of<HalvesTile>(params_of(*call));
-  blocks[1] = blocks_of<SmallTile>(params_of(*call));
-}
+// Whether halves take the large tile.
+int product_is_large(const ProductCall* call) { return fills_device<HalvesTile>(params_of(*call)); }
 
 int pack_call(const std::int64_t* sizes, const std::int64_t* strides, std::int64_t element, const void* x,
               const float* shift, void* plus, void* nonzero) {
