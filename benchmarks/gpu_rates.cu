@@ -21,7 +21,7 @@ __global__ void load_shared(std::uint32_t* out) {
 #pragma unroll
     for (int chain = 0; chain < kChains; ++chain) {
       uint4 v;
-      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+      asm volatile("ld.volatile.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                    : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                    : "r"(address));
       sum ^= v.x ^ v.y ^ v.z ^ v.w;  // all of it, or less would be loaded

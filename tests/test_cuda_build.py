@@ -1,4 +1,4 @@
-"""The CUDA kernels' machine code, as it was built: registers, memory, instructions. Needs no device.
+"""The build of the CUDA kernels: its options; registers, memory and instructions of the machine code. Needs no device.
 
 tests/data/cuda_budget.json holds, for each kernel: the threads of its largest block, the registers that a thread may
 use, the static shared memory in bytes (sm_90 keeps 1024 for itself), and how many of which instructions must be there.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent
 BUDGET = json.loads((Path(__file__).parent / "data" / "cuda_budget.json").read_text())
 ARCHITECTURES = ("sm_80", "sm_90")
 MULTIPROCESSOR_REGISTERS = 65536
@@ -110,3 +111,47 @@ def test_the_instructions_that_the_kernels_are_made_for_are_there(machine_code):
     for name, kernel in machine_code.items():
         for instruction, least in BUDGET[name]["instructions"].items():
             assert len(re.findall(rf"\b{re.escape(instruction)}\b", kernel["code"])) >= least, (name, instruction)
+
+
+def configure(tmp_path: Path, option: str, nvcc: str) -> subprocess.CompletedProcess[str]:
+    """What CMake says where nvcc is the given script."""
+    pybind11 = pytest.importorskip("pybind11")
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake")
+    compiler = tmp_path / "nvcc"
+    compiler.write_text(f"#!/bin/sh\n{nvcc}\n")
+    compiler.chmod(0o755)
+    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path / "build"), f"-DSUBBIT_CUDA={option}"]
+    command += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDACXX": str(compiler)})
+
+
+OLD = 'echo "Cuda compilation tools, release 11.8, V11.8.89"'
+BROKEN = (
+    'case "$1" in --version) echo "Cuda compilation tools, release 12.4, V12.4.99";; *) echo no cudafe; exit 1;; esac'
+)
+
+
+@pytest.mark.parametrize(("nvcc", "reason"), [(OLD, "is not nvcc 12 or later"), (BROKEN, "does not work: no cudafe")])
+def test_without_a_working_nvcc_the_rest_is_built_and_the_reason_said(tmp_path, nvcc, reason):
+    done = configure(tmp_path, "AUTO", nvcc)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"CUDA kernels are not built: \S+/nvcc {reason}", done.stdout)
+
+
+def test_cuda_that_is_asked_for_and_cannot_be_built_is_an_error(tmp_path):
+    done = configure(tmp_path, "ON", OLD)
+    assert done.returncode != 0
+    assert re.search(r"SUBBIT_CUDA=ON, but\s+\S+/nvcc\s+is\s+not\s+nvcc\s+12\s+or\s+later", done.stderr)
+
+
+def test_an_option_that_is_none_is_an_error(tmp_path):
+    done = configure(tmp_path, "maybe", OLD)
+    assert done.returncode != 0
+    assert "SUBBIT_CUDA must be ON, OFF or AUTO, got 'maybe'" in done.stderr
+
+
+def test_cuda_can_be_left_out(tmp_path):
+    done = configure(tmp_path, "OFF", "exit 1")
+    assert done.returncode == 0, done.stderr
+    assert "CUDA" not in done.stdout.replace("SUBBIT_CUDA", "")

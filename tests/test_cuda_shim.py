@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import shutil
 import subprocess
@@ -72,6 +73,7 @@ class Problem:
     pack_shift: Tensor | None = None
     channels_last_output: bool = False
     dtype: torch.dtype = torch.float32
+    y: Tensor | None = None  # where to write, instead of memory of its own
 
     @property
     def geometry(self):
@@ -86,6 +88,8 @@ class Problem:
 
     def empty(self) -> Tensor:
         """A y full of what no result is."""
+        if self.y is not None:
+            return self.y.fill_(-12345)
         form = torch.channels_last if self.channels_last_output else torch.contiguous_format
         return torch.empty(self.sizes, dtype=self.dtype, memory_format=form).fill_(-12345)
 
@@ -344,6 +348,24 @@ def test_strides(shim, dtype, activation_bits, form, unit):
     check(shim, replace(p, x=x, epilogue=replace(p.epilogue, residual=residual), channels_last_output=True))
 
 
+def far_apart(*shape: int) -> Tensor:
+    """A float16 tensor whose images and channels are more than 2^31 elements apart, in memory that is not all there."""
+    strides = (shape[1] * (2**31 + 8), 2**31 + 8, shape[3], 1)
+    elements = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
+    no_reserve = 0x4000  # MAP_NORESERVE of Linux, which Python does not name
+    memory = mmap.mmap(-1, 2 * elements, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+    return torch.frombuffer(memory, dtype=torch.float16, count=elements).as_strided(shape, strides)
+
+
+@pytest.mark.parametrize("activation_bits", [32, 1])
+def test_offsets_beyond_2_to_the_31(shim, activation_bits):
+    x, y, residual = far_apart(2, 2, 4, 5), far_apart(2, 3, 4, 5), far_apart(2, 3, 4, 5)
+    x.copy_(integers(*x.shape))
+    residual.copy_(integers(*y.shape, seed=1))
+    p = problem(UNIT_3X3, 2, 3, 9, x=x, dtype=torch.float16, activation_bits=activation_bits, padding=(1, 1))
+    check(shim, replace(p, y=y, epilogue=Epilogue(residual=residual)))
+
+
 @pytest.mark.parametrize("activation_bits", [32, 1])
 @pytest.mark.parametrize("units", [3639, 3640, 3641, 7000])
 def test_more_units_than_16_bits_hold(shim, activation_bits, units):
@@ -417,6 +439,23 @@ def test_planned_tiles_of_resnet_18(shim, channels, size, expected):
     assert tile.buffers == 2
     assert tile.shared_bytes <= LARGE[1]
     assert tile.pixel_tiles == -(-256 * size * size // (32 * tile.words_per_lane))
+
+
+@pytest.mark.parametrize("limits", [LARGE, SMALL, (108, 166912, 167936)], ids=["9.0", "8.6", "8.0"])
+@pytest.mark.parametrize("codewords", [2, 31, 64, 129, 256])
+@pytest.mark.parametrize("activation_bits", [32, 1])
+@pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
+def test_tiles_fit_and_cover_the_outputs(shim, limits, codewords, activation_bits, unit):
+    for outputs in (1, 16, 33, 100, 256, 257, 1000):
+        p = problem(unit, 64, outputs, codewords, activation_bits=activation_bits, float_output=False)
+        tiles, planned = Call(p, limits).tiles(shim)
+        assert 0 <= planned < len(tiles)
+        for t in tiles:
+            of_block = t.warps * 64 // t.words_per_lane
+            assert t.shared_bytes <= limits[1]
+            assert (t.parts - 1) * of_block < outputs <= t.parts * of_block
+            assert 1 <= t.warps <= 16
+            assert t.halves == (activation_bits == 1)
 
 
 def test_small_problems_spread_over_the_device(shim):

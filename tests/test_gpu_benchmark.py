@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 
-import gpu
 import pytest
 import torch
+
+import gpu
 from layers import RESNET18
 from results import Record, Result
-from timing import Sample
-
 from subbit_infer import _native_cuda
+from timing import Sample
 
 FACTS = {"batch": 1}
 

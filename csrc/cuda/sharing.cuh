@@ -4,8 +4,8 @@
 //     out[o, p] = sum over units u, in their order, of R[u][index[o, u]][p]
 //
 // Pixels lie along lanes: lane l of every warp has words 4 l ... 4 l + 3 of a row (or 2 l, 2 l + 1), so whatever row an
-// index names is read by one conflict-free LDS.128 (64). Word v of lane l is pixel 32 v + l of the tile, so that the
-// lanes read and write global memory side by side.
+// index names is read by one conflict-free LDS.128 (64). Word v of lane l is pixel 32 v + l of the tile (pixels 64 v +
+// l and 64 v + 32 + l where a word has two), so that the lanes read and write global memory side by side.
 //
 // The inner loop: a byte of an index word picks a row, one load, words_per_lane additions. An addition stands for nine
 // multiply-adds of a 3x3 convolution and costs 4 bytes of shared memory, 4/9 of a byte a multiply-add (2/9 with two
@@ -18,9 +18,10 @@
 // gathers. More outputs than a block has are computed by blocks that each compute the responses: hence 16 warps, and
 // as many outputs as registers hold. All these are expected from arithmetic, not yet measured.
 //
-// Blocks of 1 to 4 units go through a pipeline: while block b is gathered from, the same warps have already made the
-// responses of b + 1 and the sums of b + 2, into the buffer that b does not use. One __syncthreads a block of units;
-// two where shared memory holds the responses only once.
+// Blocks of 1 to 4 units go through a pipeline: between two barriers the same warps gather from block b, make the
+// responses of b + 1 and the sums of b + 2, into buffers that block b does not use; some are ahead with the one while
+// others still do the other, so that what is slow in one (loads from global memory, chains of additions) hides behind
+// the rest. Where shared memory holds the responses only once, one more barrier parts gathering and responding.
 //
 // Responses are made as on the CPU (csrc/cpu/respond_scalar.cpp), addition for addition: 4 signless sums of each of the
 // three rows of taps, (x0 +- x1) +- x2, or 8 of each half of an 8x1x1 unit; a codeword is then a sum of each part times
@@ -85,7 +86,7 @@ class Sharing {
         shared_(shared_memory()),
         warp_(static_cast<int>(threadIdx.x) / kWarp),
         lane_(static_cast<int>(threadIdx.x) % kWarp),
-        units_(static_cast<int>(task.tile.units)) {
+        units_(task.tile.units) {
     const unsigned parts = static_cast<unsigned>(task.tile.parts), groups = static_cast<unsigned>(conv_.groups);
     const unsigned column = blockIdx.x / parts;
     first_output_ = static_cast<int>(blockIdx.x % parts) * task.tile.warps * kOutputs;
@@ -208,6 +209,9 @@ class Sharing {
   template <class Source>
   SUBBIT_DEVICE void make_part_sums(const Source& source, int unit, int part, unsigned char* to) const {
     const int channel = (group_ * task_.units + unit) * unit_channels(kUnit);
+    const auto is_inside = [&](int p, int t) {
+      return (shared<std::uint16_t>(task_.tile.masks)[p] >> (kUnit == Unit::k3x3 ? part * 3 + t : 0) & 1) != 0;
+    };
     Floats taps[kPartTaps];
     SUBBIT_UNROLL
     for (int v = 0; v < kWords; ++v) {
@@ -216,20 +220,30 @@ class Sharing {
       for (int half = 0; half < kPixelsOfWord; ++half) {
         const int p = (v * kPixelsOfWord + half) * kWarp + lane_;
         const std::int64_t offset = shared<std::int64_t>(0)[p];
-        const unsigned mask = shared<std::uint16_t>(task_.tile.masks)[p];
         SUBBIT_UNROLL
         for (int t = 0; t < kPartTaps; ++t) {
+          const bool valid = is_inside(p, t);
           if constexpr (kUnit == Unit::k3x3) {
-            const std::int64_t tap = offset + part * conv_.dilation_h * conv_.x_h + t * conv_.dilation_w * conv_.x_w;
-            pair[half][t] = source(tap, channel, (mask >> (part * 3 + t) & 1) != 0);
+            const std::int64_t step = part * conv_.dilation_h * conv_.x_h + t * conv_.dilation_w * conv_.x_w;
+            pair[half][t] = source.load(offset + step, channel, valid);
           } else {
-            pair[half][t] = source(offset, channel + part * kPartTaps + t, mask != 0);
+            pair[half][t] = source.load(offset, channel + part * kPartTaps + t, valid);
           }
+          if constexpr (kHalves) pair[half][t] = source.sign(pair[half][t], valid);
         }
       }
       SUBBIT_UNROLL
       for (int t = 0; t < kPartTaps; ++t) {
         taps[t].at[v] = kHalves ? __fmaf_rn(65536.0f, pair[1][t], pair[0][t]) : pair[0][t];
+      }
+    }
+    if (!kHalves && source.binarize) {  // too many units for 16 bits
+      SUBBIT_UNROLL
+      for (int v = 0; v < kWords; ++v) {
+        SUBBIT_UNROLL
+        for (int t = 0; t < kPartTaps; ++t) {
+          taps[t].at[v] = source.sign(taps[t].at[v], is_inside(v * kWarp + lane_, t));
+        }
       }
     }
     SUBBIT_UNROLL
@@ -477,8 +491,10 @@ auto with_sharing(const SharingTask& task, F f) {
   const auto with_words = [&](auto unit, auto halves) {
     constexpr Unit kUnit = decltype(unit)::value;
     constexpr bool kHalves = decltype(halves)::value;
-    return task.tile.words_per_lane == 4 ? f(Kind<Sharing<kUnit, 4, kHalves>>{})
-                                         : f(Kind<Sharing<kUnit, 2, kHalves>>{});
+    if constexpr (sharing_most_words(kUnit, kHalves) == 4) {
+      if (task.tile.words_per_lane == 4) return f(Kind<Sharing<kUnit, 4, kHalves>>{});
+    }
+    return f(Kind<Sharing<kUnit, 2, kHalves>>{});
   };
   const auto with_unit = [&](auto unit) {
     return task.tile.halves ? with_words(unit, std::true_type{}) : with_words(unit, std::false_type{});

@@ -8,10 +8,11 @@ namespace subbit {
 
 // torch.sign, or with sign_zero the sign that takes 0 as +1. NaN has sign 0.
 SUBBIT_DEVICE float sign_of(float x, bool sign_zero) {
-  if (x > 0.0f || (sign_zero && x == 0.0f)) return 1.0f;
-  return x < 0.0f ? -1.0f : 0.0f;
+  const bool is_plus = x > 0.0f || (sign_zero && x == 0.0f);
+  return is_plus ? 1.0f : x < 0.0f ? -1.0f : 0.0f;
 }
 
+// Sources load and take signs apart from each other, both without branches, so that many loads are under way at once.
 // Offsets are those of a pixel in one channel; what is not valid lies in the padding and is 0.
 template <class T>
 struct ElementSource {
@@ -19,26 +20,26 @@ struct ElementSource {
   std::int64_t channel_stride;
   bool binarize, sign_zero;
 
-  SUBBIT_DEVICE float operator()(std::int64_t offset, int channel, bool valid) const {
-    if (!valid) return 0.0f;
-    const float v = to_float(x[offset + channel * channel_stride]);
-    return binarize ? sign_of(v, sign_zero) : v;
+  SUBBIT_DEVICE float load(std::int64_t offset, int channel, bool valid) const {
+    return valid ? to_float(x[offset + channel * channel_stride]) : 0.0f;
   }
+  SUBBIT_DEVICE float sign(float v, bool valid) const { return valid ? sign_of(v, sign_zero) : 0.0f; }
 };
 
 // Strides count words. 32-bit halves of the words: half the registers, and the same bits since the least significant
 // come first.
 struct PackedSource {
   const std::uint32_t* plus;
-  const std::uint32_t* nonzero;  // or null
+  const std::uint32_t* nonzero;            // or null
+  static constexpr bool binarize = false;  // what is loaded are signs
 
-  SUBBIT_DEVICE float operator()(std::int64_t offset, int channel, bool valid) const {
-    if (!valid) return 0.0f;
+  SUBBIT_DEVICE float load(std::int64_t offset, int channel, bool valid) const {
     const std::int64_t at = 2 * offset + (channel >> 5);
-    const auto bit = [&](const std::uint32_t* words) { return (words[at] >> (channel & 31) & 1) != 0; };
-    if (bit(plus)) return 1.0f;
-    return nonzero && !bit(nonzero) ? 0.0f : -1.0f;
+    const std::uint32_t is_plus = valid ? plus[at] : 0, is_nonzero = !valid ? 0 : nonzero ? nonzero[at] : ~0u;
+    const auto has = [&](std::uint32_t word) { return (word >> (channel & 31) & 1) != 0; };
+    return has(is_plus) ? 1.0f : has(is_nonzero) ? -1.0f : 0.0f;
   }
+  SUBBIT_DEVICE float sign(float v, bool) const { return v; }
 };
 
 // Calls f with the source of the operands. One branch for many loads.
