@@ -544,9 +544,9 @@ _MOST_OF_CUDNN = 2**31 - 1  # elements of a tensor
 
 
 def has_cudnn(x: Tensor, sizes: tuple[int, int, int, int]) -> bool:
-    """Whether cuDNN can convolve x (N, C, H, W) into an output of these sizes."""
+    """Whether there is a cuDNN that can convolve x (N, C, H, W) into an output of these sizes."""
     fits = x.numel() <= _MOST_OF_CUDNN and math.prod(sizes) <= _MOST_OF_CUDNN
-    return fits and torch.backends.cudnn.is_acceptable(x)
+    return bool(fits and torch.backends.cudnn.is_available() and torch.backends.cudnn.enabled)
 
 
 def dense_sums(

@@ -278,6 +278,19 @@ def test_packed_in_and_out(module, cudnn, monkeypatch, plan, has_zeros, pack_sig
         assert words is None or torch.equal(words.unpack(), signs(expected, pack_sign_zero))
 
 
+def test_without_cudnn_the_reference_runs_densely(module, monkeypatch):
+    monkeypatch.setenv("SUBBIT_PLAN", "dense")
+    weight, indices, codebook = packed()
+    x = integers(1, 8, 5, 6)
+    assert not _native_cuda.has_cudnn(x, (1, 10, 3, 4)) or torch.backends.cudnn.is_available()
+    monkeypatch.setattr(_native_cuda, "has_cudnn", lambda x, sizes: False)
+    assert torch.equal(conv(x, weight), expected_conv(x, indices, codebook).float())
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    assert _native_cuda.has_cudnn(x, (1, 10, 3, 4))
+    assert not _native_cuda.has_cudnn(x, (1 << 16, 1 << 15, 1, 1))
+
+
 @pytest.mark.parametrize("sign_zero", [0, 1])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pack(module, sign_zero, dtype):

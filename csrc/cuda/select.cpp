@@ -54,6 +54,7 @@ struct Tile {
   double share;
 };
 constexpr Tile kLargeTile = {128, 128, 1};
+constexpr Tile kHalfTile = {64, 128, 1};     // of the product, where it keeps more than one of everything
 constexpr Tile kSmallTile = {16, 32, 0.25};  // each operand is read for little work
 
 double number(std::int64_t n) { return static_cast<double>(n); }
@@ -102,12 +103,16 @@ class Model {
     return number(ceil_div(blocks(tile), gpu_.multiprocessors)) * clocks_of_block / (rates_.gigahertz * 1e3);
   }
 
-  // Multiply-adds of `depth` for each result, by the better of the two tiles.
-  double multiply(double depth, double macs_of_clock) const {
-    const auto by = [&](const Tile& tile) {
-      return rounds(tile, number(tile.pixels * tile.outputs) * depth / (macs_of_clock * tile.share));
-    };
-    return std::min(by(kLargeTile), by(kSmallTile));
+  // Multiply-adds of `depth` for each result, in blocks of a tile.
+  double multiply(const Tile& tile, double depth, double macs_of_clock) const {
+    return rounds(tile, number(tile.pixels * tile.outputs) * depth / (macs_of_clock * tile.share));
+  }
+
+  // The product's tile: as run_product chooses it (product_run.cuh).
+  const Tile& product_tile(bool keeps_more) const {
+    constexpr std::int64_t kEnoughBlocks = 128;
+    const Tile& large = keeps_more ? kHalfTile : kLargeTile;
+    return blocks(large) >= kEnoughBlocks ? large : kSmallTile;
   }
 
   double sharing() const {
@@ -136,13 +141,16 @@ class Model {
       const double packed = inputs() * kPackedBytes;
       const double depth = number(round_up(taps, kBitsDepth)) * (p_.has_zeros ? 2 : 1);
       const double before = p_.packed_input ? 0 : pass(input_bytes() + packed);
-      return before + pass(0) + std::max(multiply(depth, rates_.bit_macs * kOurs), streamed(packed + output_bytes()));
+      return before + pass(0) +
+             std::max(multiply(product_tile(p_.has_zeros), depth, rates_.bit_macs * kOurs),
+                      streamed(packed + output_bytes()));
     }
     const double arranged = inputs() * 2 * (is_half() ? 1 : kFloat32Passes);
     const double depth = number(round_up(taps, kHalfDepth)) * (is_half() ? 1 : kFloat32Passes);
     const double before = is_half() && p_.is_channels_last ? 0 : pass(input_bytes() + arranged);
     return before + pass(0) +
-           std::max(multiply(depth, rates_.half_mma_macs * kOurs), streamed(arranged + output_bytes()));
+           std::max(multiply(product_tile(!is_half()), depth, rates_.half_mma_macs * kOurs),
+                    streamed(arranged + output_bytes()));
   }
 
   // cuDNN's convolution of the decoded weight, and what has to be done before and after it by kernels of their own
@@ -151,12 +159,12 @@ class Model {
     const bool in_halves = is_half() && p_.is_bare && !is_binary();
     const bool converts = is_half() && !in_halves;
     // Halves are exact in TF32, which has half the rate of fp16.
-    const double rate = in_halves                  ? rates_.half_macs
-                        : converts && !is_binary() ? rates_.half_macs / 2
-                                                   : rates_.fma;
+    const double rate = in_halves ? rates_.half_macs : converts && !is_binary() ? rates_.half_macs / 2 : rates_.fma;
     const double bytes = in_halves ? 2 : 4;
-    double time = pass(0) + std::max(multiply(number(p_.units * unit_taps(p_.unit)), rate * kLibrary),
-                                     streamed(bytes * (inputs() + outputs())));
+    const double taps = number(p_.units * unit_taps(p_.unit));
+    const double sums =
+        std::min(multiply(kLargeTile, taps, rate * kLibrary), multiply(kSmallTile, taps, rate * kLibrary));
+    double time = pass(0) + std::max(sums, streamed(bytes * (inputs() + outputs())));
     if (is_binary() || converts) time += pass(input_bytes() + bytes * inputs());
     if (is_binary()) time += pass(2 * bytes * outputs());
     if (!p_.is_bare) time += pass(2 * bytes * outputs());
