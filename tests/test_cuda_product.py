@@ -275,7 +275,7 @@ def test_floats(library, name, element, tile):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_epilogue_and_packed_results(library, activation, binary, tile):
     element = (*ELEMENTS, torch.float16)[ACTIVATIONS.index(activation)]
-    for name in ("odd", "wide groups", "1x1") if tile == SMALL else ("1x1",):
+    for name in ("odd", "wide groups", "1x1") if tile == SMALL else ("wide groups", "1x1"):
         layer = LAYERS[name]
         epilogue = full_epilogue(layer, element, activation)
         pack_shift = integers(layer.out_channels, seed=5) / 8

@@ -82,8 +82,8 @@ struct Arrange {
       const Pixel at = pixel_of(pixel, a.height, a.width);
       const std::uint32_t group = piece / a.group_pieces;
       const std::int64_t first = std::int64_t{piece - group * a.group_pieces} * kPieceChannels;
-      const std::int64_t offset = at.image * a.x_n + at.row * a.x_h + at.column * a.x_w +
-                                  (group * a.group_channels + first) * a.x_c;
+      const std::int64_t offset =
+          at.image * a.x_n + at.row * a.x_h + at.column * a.x_w + (group * a.group_channels + first) * a.x_c;
       std::uint32_t words[kParts][4] = {};
       SUBBIT_UNROLL
       for (int c = 0; c < kPieceChannels; ++c) {

@@ -47,7 +47,7 @@ struct Copy {
   int bytes;
   bool valid;
 };
-using CopyGroups = std::deque<std::vector<Copy>>;  // the last one is open
+using CopyGroups = std::deque<std::vector<Copy> >;  // the last one is open
 
 inline CopyGroups& copy_groups() {
   static std::map<unsigned, CopyGroups> of_threads;

@@ -22,7 +22,7 @@ struct PackArgs {
   std::int64_t x_n, x_c, x_h, x_w;
   const float* shift;  // (channels,) or null
   bool sign_zero;
-  std::uint32_t* plus;  // [n][row][column][group][halves of words]
+  std::uint32_t* plus;     // [n][row][column][group][halves of words]
   std::uint32_t* nonzero;  // or null
 
   std::uint32_t pixels = 0, group_halves = 0, halves = 0;  // 32-bit words of a group and of a pixel; set by start_pack

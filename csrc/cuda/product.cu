@@ -1,5 +1,4 @@
 #include "cuda/product.h"
-
 #include "cuda/product_input.cuh"
 #include "cuda/product_weight.cuh"
 

@@ -102,10 +102,10 @@ struct ProductArgs {
   CudaOperands operands;
   ProductInput x;
   ProductWeightShape weight;
-  std::uint32_t pixels, output_tiles;  // tiles of a group
-  std::int64_t y_words;               // 32-bit words of a pixel's packed results
+  std::uint32_t pixels, output_tiles;                  // tiles of a group
+  std::int64_t y_words;                                // 32-bit words of a pixel's packed results
   std::int32_t height, width, dilation_h, dilation_w;  // of x
-  bool along_outputs;                 // lanes lie along outputs in the epilogue, else along pixels
+  bool along_outputs;                                  // lanes lie along outputs in the epilogue, else along pixels
 };
 
 // Where a pixel of the tile is; `image` is negative where there is none.
@@ -125,7 +125,7 @@ struct Product {
   static constexpr int kWeightBytes = Kind::kIsBits ? Tile::kSteps * Tile::kOutputs * kStepBytes : 0;
   static constexpr int kStageBytes = Kind::kPlanes * kPlaneBytes + kWeightBytes;
   static constexpr int kMaxTaps = 9;
-  static constexpr int kVectors = 5;  // of ChannelEpilogue
+  static constexpr int kVectors = 5;                                   // of ChannelEpilogue
   static constexpr int kCounters = Tile::kWarpsM * Tile::kWarpsK * 4;  // of a pixel's bits
   static constexpr int kWarpSteps = Tile::kSteps / Tile::kWarpsK;
   // The sums of half the fragments' pixels at a time.
@@ -163,8 +163,12 @@ struct Product {
 
   static SUBBIT_DEVICE Place place() {
     const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpLanes, lane = thread % kWarpLanes;
-    return {warp % Tile::kWarpsM, warp / Tile::kWarpsM % Tile::kWarpsN, warp / (Tile::kWarpsM * Tile::kWarpsN),
-            lane / 4, lane % 4, lane};
+    return {warp % Tile::kWarpsM,
+            warp / Tile::kWarpsM % Tile::kWarpsN,
+            warp / (Tile::kWarpsM * Tile::kWarpsN),
+            lane / 4,
+            lane % 4,
+            lane};
   }
 
   static SUBBIT_DEVICE void run(const ProductArgs& a) {
@@ -324,8 +328,8 @@ struct Product {
         const std::int64_t block = first_output / kFragmentOutputs + i / kStepLanes / Tile::kSteps;
         const std::int64_t in_block = std::int64_t{s} * Tile::kSteps + step;
         const bool valid = block < a.weight.blocks && in_block < a.weight.steps;
-        const std::int64_t from = (group * a.weight.blocks + block) * a.weight.block_words * 4 +
-                                  (in_block * kStepLanes + lane) * kLaneBytes;
+        const std::int64_t from =
+            (group * a.weight.blocks + block) * a.weight.block_words * 4 + (in_block * kStepLanes + lane) * kLaneBytes;
         copy_async<kLaneBytes>(to + i * kLaneBytes, weight + (valid ? from : 0), valid);
       }
     }
@@ -568,7 +572,8 @@ struct Product {
         const std::uint32_t plus = __ballot_sync(~0u, signs.plus), nonzero = __ballot_sync(~0u, signs.nonzero);
         const std::int64_t word = (first + output) / 32;
         if (output % 32 == 0 && image >= 0 && word < word_end) {
-          const std::int64_t to = ((image * conv.out_height + out_row) * conv.out_width + out_column) * a.y_words + word;
+          const std::int64_t to =
+              ((image * conv.out_height + out_row) * conv.out_width + out_column) * a.y_words + word;
           reinterpret_cast<std::uint32_t*>(o.y_plus)[to] = plus;
           if (o.y_nonzero) reinterpret_cast<std::uint32_t*>(o.y_nonzero)[to] = nonzero;
         }

@@ -10,8 +10,8 @@ namespace subbit {
 // Whether the product has a kernel for the problem: nearly all; see product_run.cuh.
 bool can_run_product(const CudaParams& params);
 
-// Bytes of a prepared weight. They, and what is in them, depend on the unit, the number of codewords, channels, outputs,
-// groups and whether activations are binary; not on element, sizes or strides.
+// Bytes of a prepared weight. They, and what is in them, depend on the unit, the number of codewords, channels,
+// outputs, groups and whether activations are binary; not on element, sizes or strides.
 std::int64_t product_weight_bytes(const CudaParams& params);
 
 // Makes the prepared weight, 16-byte aligned, of packed indices and a codebook as CudaOperands has them.

@@ -1,6 +1,5 @@
-#include "cuda/product_b1.cuh"
-
 #include "cuda/product.h"
+#include "cuda/product_b1.cuh"
 
 namespace subbit {
 

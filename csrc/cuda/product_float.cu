@@ -1,6 +1,5 @@
-#include "cuda/product_float.cuh"
-
 #include "cuda/product.h"
+#include "cuda/product_float.cuh"
 
 namespace subbit {
 

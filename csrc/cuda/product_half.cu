@@ -1,6 +1,5 @@
-#include "cuda/product_half.cuh"
-
 #include "cuda/product.h"
+#include "cuda/product_half.cuh"
 
 namespace subbit {
 

@@ -36,21 +36,24 @@ Status start_input(const CudaParams& params, const CudaOperands& operands, Strea
   input.h = conv.width * input.w;
   input.n = conv.height * input.h;
   if (is_binary(params) && conv.x_is_packed) {
-    return start_regroup({input_pixels(params), conv.groups, group_channels_of(params),
-                          {operands.x_plus, operands.x_nonzero},
-                          {reinterpret_cast<std::uint64_t*>(scratch),
-                           reinterpret_cast<std::uint64_t*>(scratch + plane_bytes(params))}},
-                         stream);
+    return start_regroup(
+        {input_pixels(params),
+         conv.groups,
+         group_channels_of(params),
+         {operands.x_plus, operands.x_nonzero},
+         {reinterpret_cast<std::uint64_t*>(scratch), reinterpret_cast<std::uint64_t*>(scratch + plane_bytes(params))}},
+        stream);
   }
   if (is_binary(params)) {  // always with nonzero: the sign of NaN is 0 even where that of 0 is not
-    return start_pack({conv.batch, conv.height, conv.width, conv.groups, group_channels_of(params), operands.x,
-                       params.element, conv.x_n, conv.x_c, conv.x_h, conv.x_w, nullptr, conv.sign_zero,
-                       reinterpret_cast<std::uint32_t*>(scratch),
-                       reinterpret_cast<std::uint32_t*>(scratch + plane_bytes(params))},
-                      stream);
+    return start_pack(
+        {conv.batch, conv.height, conv.width, conv.groups, group_channels_of(params), operands.x, params.element,
+         conv.x_n, conv.x_c, conv.x_h, conv.x_w, nullptr, conv.sign_zero, reinterpret_cast<std::uint32_t*>(scratch),
+         reinterpret_cast<std::uint32_t*>(scratch + plane_bytes(params))},
+        stream);
   }
-  const ArrangeArgs arrange{conv.batch, conv.height, conv.width, conv.groups, group_channels_of(params), operands.x,
-                            conv.x_n, conv.x_c, conv.x_h, conv.x_w, reinterpret_cast<uint4*>(scratch)};
+  const ArrangeArgs arrange{
+      conv.batch, conv.height, conv.width, conv.groups, group_channels_of(params),        operands.x,
+      conv.x_n,   conv.x_c,    conv.x_h,   conv.x_w,    reinterpret_cast<uint4*>(scratch)};
   // 16-bit numbers are copied as they are, whatever they mean.
   return params.element == Element::kFloat32 ? start_arrange<float>(arrange, stream)
                                              : start_arrange<std::uint16_t>(arrange, stream);

@@ -18,7 +18,8 @@ constexpr std::int64_t group_channels_of(const CudaParams& params) {
 // and pieces of 16 bytes that are aligned and whole.
 inline bool reads_in_place(const CudaParams& params, const CudaOperands& operands) {
   const ConvParams& conv = params.conv;
-  if (is_binary(params)) return conv.x_is_packed && (conv.groups == 1 || group_channels_of(params) % kWordChannels == 0);
+  if (is_binary(params))
+    return conv.x_is_packed && (conv.groups == 1 || group_channels_of(params) % kWordChannels == 0);
   const auto whole = [](std::int64_t elements) { return elements % kPieceChannels == 0; };
   return params.element != Element::kFloat32 && conv.x_c == 1 && whole(group_channels_of(params)) && whole(conv.x_n) &&
          whole(conv.x_h) && whole(conv.x_w) && reinterpret_cast<std::uintptr_t>(operands.x) % kCopyBytes == 0;
