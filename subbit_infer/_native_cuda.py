@@ -57,6 +57,11 @@ def reason() -> str | None:
     return None if torch.cuda.is_available() else "torch finds no CUDA device and driver that it can use"
 
 
+def is_built() -> bool:
+    """Whether there are kernels for tensors on CUDA devices; part of every call, and so less than :func:`reason`."""
+    return _C_cuda is not None and torch.version.cuda is not None
+
+
 def _built() -> str:
     assert _C_cuda is not None
     *others, last = (f"sm_{number}" for number in _C_cuda.architectures)

@@ -227,7 +227,7 @@ def _run(module: torch.nn.Module, example_input: Any, layers: dict[SubbitConv2d 
 
 
 def _has_kernel(layer: SubbitConv2d | SubbitLinear, device: torch.device) -> bool:
-    has_module = device.type == "cpu" or (device.type == "cuda" and _native_cuda.reason() is None)
+    has_module = device.type == "cpu" or (device.type == "cuda" and _native_cuda.is_built())
     return has_module and layer.unit in _native.UNITS
 
 

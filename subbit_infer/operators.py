@@ -208,7 +208,7 @@ def _densely_on_cuda(call: Call, weight: _native_cuda.Prepared, sizes: _Sizes) -
 def _on_cuda(call: Call, sizes: _Sizes) -> _Outputs:
     """The compiled kernels where they are built and there are any for the unit, else the reference."""
     unit = cast("tuple[int, int, int]", tuple(call.unit))
-    if unit not in _native.UNITS or _native_cuda.reason() is not None:
+    if unit not in _native.UNITS or not _native_cuda.is_built():
         return _by_reference(call, sizes)
     x, x_nonzero, residual = call.x, call.x_nonzero, call.residual
     _check_memory("x", x)
@@ -343,7 +343,7 @@ def _pack_on_cpu(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tenso
 
 def _pack_on_device(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tensor | None]:
     """By the CUDA kernel where one is built and ``SUBBIT_PLAN`` does not forbid it, else by torch."""
-    if _native_cuda.reason() is not None or _native.wanted_plan() == "dense" or x.numel() == 0:
+    if not _native_cuda.is_built() or _native.wanted_plan() == "dense" or x.numel() == 0:
         return pack_signs(x, shift, sign_zero)
     return _native_cuda.pack(x, _float_vector(shift), sign_zero)
 

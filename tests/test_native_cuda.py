@@ -30,7 +30,7 @@ def module(monkeypatch):
     monkeypatch.delenv("SUBBIT_PLAN", raising=False)
     monkeypatch.setattr(_native_cuda, "_C_cuda", module)
     monkeypatch.setattr(_native_cuda, "_UNITS", {UNIT_3X3: UNIT_3X3, UNIT_1X1: UNIT_1X1})
-    monkeypatch.setattr(_native_cuda, "reason", lambda: None)
+    monkeypatch.setattr(_native_cuda, "is_built", lambda: True)
     monkeypatch.setattr(_native_cuda, "device_of", lambda device: H100)
     monkeypatch.setattr(_native_cuda, "_stream_of", lambda device: contextlib.nullcontext(fake_cuda.STREAM))
     monkeypatch.setattr(operators, "conv2d_cpu", operators.conv2d_cuda)
@@ -308,7 +308,7 @@ def test_pack_by_torch(module, monkeypatch):
     assert torch.equal(operators.pack_on_cuda(x, None, 0)[0], pack(x).plus)
     monkeypatch.delenv("SUBBIT_PLAN")
     assert operators.pack_on_cuda(x[:0], None, 0)[0].shape == (0, 3, 4, 1)
-    monkeypatch.setattr(_native_cuda, "reason", lambda: "none built")
+    monkeypatch.setattr(_native_cuda, "is_built", lambda: False)
     assert torch.equal(operators.pack_on_cuda(x, None, 0)[0], pack(x).plus)
     assert module.launches == []
 
@@ -317,7 +317,7 @@ def test_without_kernels_the_reference_runs(module, monkeypatch):
     weight, indices, codebook = packed((1, 2, 3))
     x = integers(1, 8, 5, 6)
     assert torch.equal(conv(x, weight), expected_conv(x, indices, codebook).float())
-    monkeypatch.setattr(_native_cuda, "reason", lambda: "none built")
+    monkeypatch.setattr(_native_cuda, "is_built", lambda: False)
     weight, indices, codebook = packed()
     assert torch.equal(conv(x, weight), expected_conv(x, indices, codebook).float())
     assert module.launches == []
