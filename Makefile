@@ -9,26 +9,33 @@
 #   make bench-pytest  each layer against PyTorch alone, a minute
 #   make lint      ruff, mypy, clang-format
 #   make sanitize  the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make test-cuda      the tests that need a GPU; they are skipped, with the reason, where there is none
+#   make sanitize-cuda  some of them under compute-sanitizer: memcheck, then racecheck
+#   make bench-cuda     the ResNets' layers on a GPU against cuDNN; writes out/bench-cuda
 #   make clean     removes everything that these made
 #
 # PYTHON is the interpreter that .venv is made with. ARGS is passed on: make demo ARGS="--threads 2",
 # make test ARGS="-k openvino", make bench ARGS=--quick. PART is the part of the benchmarks: make bench PART=sweeps.
+# CUDA_PYTHON=python3 has the last three take an interpreter that has torch with CUDA, pytest and what builds the
+# package (setuptools, pybind11, cmake, ninja), install the package there and fetch nothing.
 
 PYTHON ?= python3
 ARGS ?=
 PART ?= all
 SANITIZE_TESTS ?= tests/test_kernels.py
+# A launch of each kernel with either side of its boundaries, and neither cuDNN nor compilers.
+SANITIZE_CUDA_TESTS ?= not dense and (test_codebook_sizes or test_groups or test_large_tiles or test_pack)
 
 VENV := .venv
 BIN := $(VENV)/bin
 SANITIZED := .venv-sanitize
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-BUILD_FILES := CMakeLists.txt pyproject.toml setup.py
-CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc')
+BUILD_FILES := CMakeLists.txt csrc/cuda/CMakeLists.txt cmake/cuda.cmake pyproject.toml setup.py
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 PACKAGE := $(shell find subbit_infer -name '*.py' -o -name '*.pyi' -o -name 'py.typed')
 
-.PHONY: demo test bench bench-pytest report docs lint sanitize clean
+.PHONY: demo test bench bench-pytest report docs lint sanitize cuda-package test-cuda sanitize-cuda bench-cuda clean
 
 demo: $(VENV)/package.stamp
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -53,7 +60,7 @@ lint: $(VENV)/bench.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(CPP) $(wildcard benchmarks/*.cpp)
+	$(BIN)/clang-format --dry-run --Werror $(CPP) $(wildcard benchmarks/*.cpp benchmarks/*.cu)
 
 # Python itself is not sanitized, so the runtime is loaded first (libstdc++ with it, for exceptions), and what Python
 # leaves allocated at exit does not count.
@@ -61,6 +68,28 @@ sanitize: $(SANITIZED)/build.stamp
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
 	$(BIN)/pytest $(SANITIZE_TESTS) $(ARGS)
+
+ifdef CUDA_PYTHON
+cuda-package:
+	SUBBIT_CUDA=ON $(CUDA_PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --force-reinstall .
+else
+CUDA_PYTHON := $(BIN)/python
+cuda-package: $(VENV)/package.stamp
+endif
+
+# -P: the source tree, which holds no compiled module, must not come before the installed package.
+test-cuda: cuda-package
+	$(CUDA_PYTHON) -P -m pytest -m cuda -rs tests/test_cuda.py $(ARGS)
+
+# Without torch's cache every tensor is an allocation of its own, so that memcheck sees where it ends.
+sanitize-cuda: cuda-package
+	for tool in memcheck racecheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	  $(CUDA_PYTHON) -P -m pytest -m cuda -q -k "$(SANITIZE_CUDA_TESTS)" tests/test_cuda.py $(ARGS) || exit; \
+	done
+
+bench-cuda: cuda-package
+	$(CUDA_PYTHON) benchmarks/gpu.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(SANITIZED) build out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -66,9 +66,10 @@ def environment(threads: int, isa: str) -> dict[str, Any]:
         "threads": threads,
         "limits": LIMITS[isa],
         "python": platform.python_version(),
-        "compiler": _output("g++", "-dumpfullversion"),
+        "compiler": output_of("g++", "-dumpfullversion"),
         **{name: version(name) for name in PACKAGES},
-        "commit": _output("git", "rev-parse", "--short=10", "HEAD") + ("+" if _output("git", "status", "-s") else ""),
+        "commit": output_of("git", "rev-parse", "--short=10", "HEAD")
+        + ("+" if output_of("git", "status", "-s") else ""),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": " ".join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]]),
     }
@@ -80,7 +81,7 @@ def _cpuinfo() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
 
 
-def _output(*command: str) -> str:
+def output_of(*command: str) -> str:
     """A program's output; "unknown" where there is no such program, or no repository."""
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

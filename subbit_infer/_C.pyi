@@ -93,6 +93,34 @@ def candidates(
     level: str,
     packed_input: bool = False,
 ) -> list[Candidate]: ...
+
+class CudaCandidate(TypedDict):
+    plan: str
+    microseconds: float
+
+def cuda_candidates(
+    *,
+    binary: bool,
+    element: int,
+    unit: Unit,
+    codewords: int,
+    units: int,
+    outputs: int,
+    groups: int,
+    batch: int,
+    pixels: int,
+    input_pixels: int,
+    has_zeros: bool,
+    is_channels_last: bool,
+    packed_input: bool,
+    float_output: bool,
+    packed_output: bool,
+    is_bare: bool,
+    capability: int,
+    multiprocessors: int,
+    has_sharing: bool,
+    has_product: bool,
+) -> list[CudaCandidate]: ...
 def wanted_plan() -> str: ...
 def kernels() -> list[tuple[str, str, bool]]: ...
 def machine_level() -> str: ...

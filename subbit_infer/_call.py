@@ -78,6 +78,13 @@ class Call(NamedTuple):
         return suggest_memory_format(self.x)
 
     @property
+    def is_bare(self) -> bool:
+        """Whether nothing follows the sums but what rounding them to the result's dtype first does not change."""
+        follows = (self.scale, self.bias, self.residual, self.shift)
+        is_monotone = self.activation in ("none", "relu", "hardtanh")
+        return is_monotone and not self.packed_output and all(t is None for t in follows)
+
+    @property
     def epilogue(self) -> Epilogue:
         """What is done to the sums."""
         return Epilogue(self.scale, self.bias, self.residual, self.activation, self.slope, self.shift)

@@ -36,6 +36,7 @@ UNITS = {(1, 3, 3): _C.Unit.k3x3, (8, 1, 1): _C.Unit.k8x1x1}
 Conv = _C.Conv
 kernels = _C.kernels
 candidates = _C.candidates
+cuda_candidates = _C.cuda_candidates
 wanted_plan = _C.wanted_plan
 machine_level = _C.machine_level
 active_level = _C.active_level
@@ -110,9 +111,10 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _state(
+def state_of(
     packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]
 ) -> tuple[object, ...]:
+    """What changes when the tensors do, as far as torch counts it."""
     versions = _version(packed), _version(codebook)
     where = packed.data_ptr(), packed.shape, packed.stride(), codebook.data_ptr(), codebook.stride()
     return where, versions, units, codewords, unit
@@ -136,9 +138,27 @@ def find_prepared(
 ) -> Prepared | None:
     """The prepared weight if there is one and its tensors have not changed since."""
     entry = _prepared.get(packed)
-    if entry is None or not _is_current(entry, packed, codebook, _state(packed, codebook, units, codewords, unit)):
+    if entry is None or not _is_current(entry, packed, codebook, state_of(packed, codebook, units, codewords, unit)):
         return None
     return entry.weight
+
+
+def check_weight(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]) -> _C.Weight:
+    """The weight decoded from packed tensors on the CPU, every index checked; raises as :func:`prepare`."""
+    for name, tensor in (("packed_indices", packed), ("packed_codebook", codebook)):
+        if tensor.dtype != torch.uint8:
+            raise TypeError(f"{name} must be uint8, got {tensor.dtype}")
+    indices_bytes, codebook_bytes = packed.contiguous(), codebook.contiguous()
+    return _C.Weight(
+        UNITS[unit],
+        packed.shape[0],
+        units,
+        codewords,
+        indices_bytes.data_ptr(),
+        indices_bytes.numel(),
+        codebook_bytes.data_ptr(),
+        codebook_bytes.numel(),
+    )
 
 
 def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]) -> Prepared:
@@ -157,24 +177,11 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         found = find_prepared(packed, codebook, units, codewords, unit)
         if found is not None:
             return found
-        for name, tensor in (("packed_indices", packed), ("packed_codebook", codebook)):
-            if tensor.dtype != torch.uint8:
-                raise TypeError(f"{name} must be uint8, got {tensor.dtype}")
-        indices_bytes, codebook_bytes = packed.contiguous(), codebook.contiguous()
-        weight = _C.Weight(
-            UNITS[unit],
-            packed.shape[0],
-            units,
-            codewords,
-            indices_bytes.data_ptr(),
-            indices_bytes.numel(),
-            codebook_bytes.data_ptr(),
-            codebook_bytes.numel(),
-        )
+        weight = check_weight(packed, codebook, units, codewords, unit)
         uncounted = packed.is_inference() or codebook.is_inference()
         copy = (packed.clone(), codebook.clone()) if uncounted else None
         prepared = Prepared(weight, units * unit[0])
-        state = _state(packed, codebook, units, codewords, unit)
+        state = state_of(packed, codebook, units, codewords, unit)
         _prepared.put(packed, _Entry(prepared, weakref.ref(codebook), state, copy))
         return prepared
 

@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
-from subbit_infer import _native, cost
+from subbit_infer import _native, _native_cuda, cost
 from subbit_infer._text import aligned, plain
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
 
-_SHARING = ("rows", "patches")
+_SHARING = ("rows", "patches", "sharing")
 _LOOK_UP = 64  # outputs of a look-up of the plan "patches", and the most codewords
 
 
@@ -23,10 +23,10 @@ class Candidate:
     """A way to run a layer.
 
     Attributes:
-        plan: "rows", "patches", "bits" or "dense".
+        plan: "rows", "patches", "bits" or "dense"; on a GPU "sharing", "product" or "dense".
         kernel: the compiled kernel; None for "dense", which is torch's.
-        level: the level of the kernel; None for "dense".
-        microseconds: what it is predicted to take for an image, on one thread.
+        level: the level of the kernel, or the GPU's architecture; None for "dense".
+        microseconds: what it is predicted to take for an image: on one thread; on a GPU the batch's time by images.
     """
 
     plan: str
@@ -47,9 +47,10 @@ class LayerPlan:
         codewords: size of the codebook.
         tau: bits of an index.
         activation_bits: 1 or 32.
-        plan: what ran, and will run again: "rows", "patches", "bits", "dense" or "reference".
+        device: the type of device that it ran on, "cpu" or "cuda" or another.
+        plan: what ran, and will run again: a candidate's, or "reference".
         kernel: the compiled kernel; None for "dense" and "reference", which are torch's.
-        level: the level of that kernel.
+        level: the level of that kernel, or the GPU's architecture.
         candidates: every way to run it, the quickest first; none for "reference".
         reason: why it is this plan, in words.
         macs: multiply-adds of the dense convolution, for an image.
@@ -63,6 +64,7 @@ class LayerPlan:
     codewords: int
     tau: int
     activation_bits: int
+    device: str
     plan: str
     kernel: str | None
     level: str | None
@@ -83,7 +85,8 @@ class Explanation:
 
     Attributes:
         model: the class of what was explained.
-        level: the level that kernels may have: the machine's, or what ``SUBBIT_ISA`` lowers it to.
+        level: the level that kernels on the CPU may have: the machine's, or what ``SUBBIT_ISA`` lowers it to.
+        gpus: names and architectures of the GPUs that kernels ran on.
         wanted_plan: what ``SUBBIT_PLAN`` asks for, or "".
         layers: one entry a call, in order.
         not_called: names of sub-bit layers that the model did not call.
@@ -91,6 +94,7 @@ class Explanation:
 
     model: str
     level: str
+    gpus: tuple[str, ...]
     wanted_plan: str
     layers: tuple[LayerPlan, ...]
     not_called: tuple[str, ...]
@@ -104,21 +108,29 @@ class Explanation:
 
     def __str__(self) -> str:
         wanted = f", SUBBIT_PLAN={self.wanted_plan}" if self.wanted_plan else ""
-        lines = [f"{self.model}: {_calls(len(self.layers))}, level {self.level}{wanted}"]
+        lines = [f"{self.model}: {_calls(len(self.layers))}, {self._where()}{wanted}"]
         headings = ("layer", "input", "output", "unit", "tau", "act", "kernel", "predicted us", "saved MACs", "why")
         lines += aligned([headings, *map(_row, self.layers)], right={"tau", "act"})
         if self.not_called:
             lines.append(f"Never called with this input: {', '.join(self.not_called)}.")
         return "\n".join([*lines, *self._total()])
 
+    def _where(self) -> str:
+        on_cpu = [f"level {self.level}"] if not self.gpus or any(at.device == "cpu" for at in self.layers) else []
+        return ", ".join([*on_cpu, *self.gpus])
+
     def _total(self) -> list[str]:
         planned = [layer for layer in self.layers if layer.candidates]
-        if not planned:
-            return []
-        ours, dense = (sum(layer.microseconds(plan) or 0 for layer in planned) for plan in (None, "dense"))
-        text = f"Predicted, an image on one thread: {ours / 1e3:.3g} ms; all dense {dense / 1e3:.3g} ms"
+        lines = []
+        for device, how in (("cpu", "on one thread"), ("cuda", "on the GPU (calculated, not measured)")):
+            there = [layer for layer in planned if layer.device == device]
+            if there:
+                ours, dense = (sum(layer.microseconds(plan) or 0 for layer in there) for plan in (None, "dense"))
+                lines.append(f"Predicted, an image {how}: {ours / 1e3:.3g} ms; all dense {dense / 1e3:.3g} ms.")
         left_out = len(self.layers) - len(planned)
-        return [text + (f"; without {left_out} by the reference." if left_out else ".")]
+        if lines and left_out:
+            lines[-1] = f"{lines[-1][:-1]}; without {left_out} by the reference."
+        return lines
 
 
 class _Seen(NamedTuple):
@@ -129,7 +141,8 @@ class _Seen(NamedTuple):
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     device: torch.device
-    kernel: str | None
+    kernel: str | None  # of the CPU
+    on_gpu: _native_cuda.Planned | None
 
 
 def explain(
@@ -168,9 +181,11 @@ def explain(
     level, wanted = _native.active_level(), _native.wanted_plan()
     seen = _run(module, example_input, layers)
     called = {one.layer for one in seen}
+    gpus = {_gpu(one.device): None for one in seen if one.on_gpu is not None}
     explanation = Explanation(
         model,
         level,
+        tuple(gpus),
         wanted,
         tuple(_plan(one, level, wanted) for one in seen),
         tuple(name for layer, name in layers.items() if layer not in called),
@@ -188,8 +203,13 @@ def _run(module: torch.nn.Module, example_input: Any, layers: dict[SubbitConv2d 
         x = args[0] if args else kwargs["x"]
         y = output[0] if isinstance(output, tuple) else output
         given, made = tuple(x.shape), tuple(y.shape)
-        kernel = _native.planned_kernel(_prepared(layer), _sizes(layer, made)) if _has_kernel(layer, x.device) else None
-        seen.append(_Seen(layers[layer], layer, given, made, x.device, kernel))
+        kernel = on_gpu = None
+        of_gpu = _native_cuda.find_prepared(*_weight_of(layer))
+        if of_gpu is not None:
+            on_gpu = _native_cuda.last_planned(of_gpu, _sizes(layer, made))
+        elif x.device.type == "cpu" and _has_kernel(layer, x.device):
+            kernel = _native.planned_kernel(_native.prepare(*_weight_of(layer)), _sizes(layer, made))
+        seen.append(_Seen(layers[layer], layer, given, made, x.device, kernel, on_gpu))
 
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     with ExitStack() as stack:
@@ -207,11 +227,17 @@ def _run(module: torch.nn.Module, example_input: Any, layers: dict[SubbitConv2d 
 
 
 def _has_kernel(layer: SubbitConv2d | SubbitLinear, device: torch.device) -> bool:
-    return device.type == "cpu" and layer.unit in _native.UNITS
+    has_module = device.type == "cpu" or (device.type == "cuda" and _native_cuda.is_built())
+    return has_module and layer.unit in _native.UNITS
 
 
-def _prepared(layer: SubbitConv2d | SubbitLinear) -> _native.Prepared:
-    return _native.prepare(layer.packed_indices, layer.packed_codebook, layer.units, layer.codewords, layer.unit)
+def _gpu(device: torch.device) -> str:
+    facts = _native_cuda.device_of(device)
+    return f"{facts.name} (sm_{facts.capability})"
+
+
+def _weight_of(layer: SubbitConv2d | SubbitLinear) -> tuple[Any, ...]:
+    return layer.packed_indices, layer.packed_codebook, layer.units, layer.codewords, layer.unit
 
 
 def _sizes(layer: SubbitConv2d | SubbitLinear, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -232,12 +258,21 @@ def _plan(seen: _Seen, level: str, wanted: str) -> LayerPlan:
     in_channels = layer.units * layer.unit[0] * groups
     shape = cost.ConvShape(in_channels, outputs, layer.unit[1:], max(height, 1), max(width, 1), groups)
     macs = shape.weights * height * width
+    device = seen.device.type
     facts = (seen.name, seen.input_shape, seen.output_shape, layer.unit, layer.codewords, layer.tau)
+    bits = cast("Literal[1, 32]", layer.activation_bits)
+
+    def by(plan: str, found: Sequence[Candidate], reason: str) -> LayerPlan:
+        ran = next((c for c in found if c.plan == plan), Candidate(plan, None, None, 0))
+        saved = 0.0
+        if plan in _SHARING and macs:
+            saved = macs - cost.layer_cost(shape, weights=layer.tau, activation_bits=bits).bit_ops / bits
+        return LayerPlan(*facts, bits, device, plan, ran.kernel, ran.level, tuple(found), reason, macs, saved)
+
     if not _has_kernel(layer, seen.device):
-        on_cpu = seen.device.type == "cpu"
-        what = f"units of {layer.unit}" if on_cpu else f"the device {seen.device.type}"
-        reason = f"reference: no kernel for {what}"
-        return LayerPlan(*facts, layer.activation_bits, "reference", None, None, (), reason, macs, 0)
+        return by("reference", (), f"reference: {_why_not(layer, seen.device)}")
+    if device == "cuda":
+        return by(*_on_gpu(seen, wanted, outputs // groups))
 
     def candidates(at: str) -> tuple[Candidate, ...]:
         found = _native.candidates(
@@ -254,15 +289,38 @@ def _plan(seen: _Seen, level: str, wanted: str) -> LayerPlan:
         reason = _reason(ran.plan, found, outputs // groups, layer.codewords)
     else:
         reason = _not_the_quickest(ran, found[0], wanted)
-    if wanted and not _is_asked_for(ran.plan, wanted):
-        reason += f"; SUBBIT_PLAN={wanted} " + (
-            "came after its plan" if any(_is_asked_for(c.plan, wanted) for c in found) else "has no kernel for it"
-        )
-    bits = cast("Literal[1, 32]", layer.activation_bits)
-    saved = 0.0
-    if ran.plan in _SHARING and macs:
-        saved = macs - cost.layer_cost(shape, weights=layer.tau, activation_bits=bits).bit_ops / bits
-    return LayerPlan(*facts, bits, ran.plan, ran.kernel, ran.level, found, reason, macs, saved)
+    return by(ran.plan, found, reason + _unmet(wanted, ran, found))
+
+
+def _why_not(layer: SubbitConv2d | SubbitLinear, device: torch.device) -> str:
+    """Why there is no kernel."""
+    if layer.unit not in _native.UNITS:
+        return f"no kernel for units of {layer.unit}"
+    return str(_native_cuda.reason()) if device.type == "cuda" else f"no kernel for the device {device.type}"
+
+
+def _on_gpu(seen: _Seen, wanted: str, outputs: int) -> tuple[str, Sequence[Candidate], str]:
+    """The plan that ran on a GPU, all there were, and why it is that one."""
+    planned = seen.on_gpu
+    if planned is None:
+        return "reference", (), "reference: nothing to compute"
+    level = f"sm_{_native_cuda.device_of(seen.device).capability}"
+    found = []
+    for plan, microseconds in planned.candidates:
+        kernel = None if plan == "dense" else f"cuda_{plan}"
+        found.append(Candidate(plan, kernel, None if plan == "dense" else level, microseconds / planned.shape.sizes[0]))
+    ran = next(c for c in found if c.plan == planned.plan)
+    if ran is not found[0]:
+        reason = _not_the_quickest(ran, found[0], wanted)
+    else:
+        why = {
+            "sharing": f"responses shared by {outputs} outputs over {seen.layer.codewords} codewords",
+            "product": "tensor cores multiply the decoded signs",
+            "dense": "cuDNN is expected to be quicker with the decoded weight",
+        }[ran.plan]
+        others = [f"{c.plan} would take {_times(c.microseconds / ran.microseconds)}" for c in found[1:]]
+        reason = "; ".join([f"{ran.plan}: {why}", *others])
+    return ran.plan, found, reason + _unmet(wanted, ran, found)
 
 
 def _most(value: int | tuple[int, ...]) -> int:
@@ -271,6 +329,14 @@ def _most(value: int | tuple[int, ...]) -> int:
 
 def _is_asked_for(plan: str, wanted: str) -> bool:
     return plan == wanted or (wanted == "sharing" and plan in _SHARING)
+
+
+def _unmet(wanted: str, ran: Candidate, found: Sequence[Candidate]) -> str:
+    """Why ``SUBBIT_PLAN`` is not what ran."""
+    if not wanted or _is_asked_for(ran.plan, wanted):
+        return ""
+    is_there = any(_is_asked_for(c.plan, wanted) for c in found)
+    return f"; SUBBIT_PLAN={wanted} " + ("came after its plan" if is_there else "has no kernel for it")
 
 
 def _reason(plan: str, found: Sequence[Candidate], outputs: int, codewords: int) -> str:

@@ -1,7 +1,7 @@
 """The torch.library operators: ``conv2d``, ``conv2d_packed``, and those that pack, unpack and decode.
 
-The convolutions run the compiled kernels on the CPU for 1x3x3 and 8x1x1 units, and the reference for every other unit
-and device. The operators check what they are given; ``ops`` is what people call.
+The convolutions run compiled kernels for 1x3x3 and 8x1x1 units, on the CPU and, where they are built, on CUDA devices;
+and the reference for every other unit and device. The operators check what they are given; ``ops`` is what people call.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from subbit_infer import _native, reference
+from subbit_infer import _native, _native_cuda, reference
 from subbit_infer import codebook as codebooks
 from subbit_infer._call import FLOATS, Call
 from subbit_infer.activations import check_words, pack_signs, unpack_signs, word_count
@@ -176,10 +176,98 @@ def _on_cpu(call: Call, sizes: _Sizes) -> _Outputs:
     return y, plus, nonzero
 
 
+def _densely_on_cuda(call: Call, weight: _native_cuda.Prepared, sizes: _Sizes) -> _Outputs:
+    """By the decoded weight and cuDNN, where no kernel is quicker.
+
+    float32 is convolved without TF32, whatever torch's flags; halves with it, where products with +-1 are exact, or as
+    halves if rounding is the last thing done to the sums. Sums of signs are rounded to the integers that they are:
+    some of cuDNN's algorithms are not exact.
+    """
+    unit = cast("tuple[int, int, int]", tuple(call.unit))
+    binary, is_half = call.activation_bits == 1, call.dtype != torch.float32
+    dtype = call.dtype if call.is_bare and not binary else torch.float32
+    x = call.float_x() if call.is_packed else call.x
+    x = (reference.binarize(x, call.sign_zero) if binary and not call.is_packed else x).to(dtype)
+    x, padding = reference.padded(x, unit[1:], _pair(call.padding), _pair(call.dilation))
+    if not _native_cuda.has_cudnn(x, sizes):
+        return _by_reference(call, sizes)
+    decoded = weight.dense(
+        dtype, lambda: _decode(call.packed_indices, call.packed_codebook, call.units, call.codewords, call.unit)
+    )
+    sums = _native_cuda.dense_sums(
+        x, decoded, _pair(call.stride), padding, _pair(call.dilation), call.groups, allow_tf32=is_half and not binary
+    )
+    y = call.epilogue.apply(sums.round_() if binary else sums)
+    plus, nonzero = _pack_on_device(y, call.pack_shift, call.pack_sign_zero) if call.packed_output else (None, None)
+    if not call.float_output:
+        return None, plus, nonzero
+    in_order = y.is_contiguous(memory_format=call.memory_format) and y.dtype == call.dtype
+    return y if in_order else call.empty(sizes, call.dtype).copy_(y), plus, nonzero
+
+
+def _on_cuda(call: Call, sizes: _Sizes) -> _Outputs:
+    """The compiled kernels where they are built and there are any for the unit, else the reference."""
+    unit = cast("tuple[int, int, int]", tuple(call.unit))
+    if unit not in _native.UNITS or not _native_cuda.is_built():
+        return _by_reference(call, sizes)
+    x, x_nonzero, residual = call.x, call.x_nonzero, call.residual
+    _check_memory("x", x)
+    if call.is_packed:
+        x = x.contiguous()
+        if x_nonzero is not None:
+            _check_memory("x_nonzero", x_nonzero)
+            x_nonzero = x_nonzero.contiguous()
+    dtype = call.dtype
+    if residual is not None:
+        _check_memory("residual", residual)
+        if residual.dtype != dtype:  # kernels read it in the dtype of x, and that must not round it
+            dtype = torch.float32
+            x, residual = x if call.is_packed else x.to(dtype), residual.to(dtype)
+    y = call.empty(sizes, dtype) if call.float_output else None
+    plus, nonzero = call.empty_words(sizes) if call.packed_output else (None, None)
+    if 0 in sizes:
+        return y if y is None else y.to(call.dtype), plus, nonzero
+    weight = _native_cuda.prepare(call.packed_indices, call.packed_codebook, call.units, call.codewords, unit)
+    is_started = _native_cuda.conv2d(
+        weight,
+        x,
+        y,
+        _float_vector(call.scale),
+        _float_vector(call.bias),
+        _pair(call.stride),
+        _pair(call.padding),
+        _pair(call.dilation),
+        call.groups,
+        call.activation_bits,
+        call.sign_zero,
+        residual=residual,
+        activation=call.activation,
+        slope=_float_vector(call.slope),
+        shift=_float_vector(call.shift),
+        x_nonzero=x_nonzero,
+        plus=plus,
+        nonzero=nonzero,
+        pack_shift=_float_vector(call.pack_shift),
+        is_bare=call.is_bare,
+        sizes=sizes,
+    )
+    if not is_started:
+        return _densely_on_cuda(call, weight, sizes)
+    return y if y is None else y.to(call.dtype), plus, nonzero
+
+
 def conv2d_cpu(*arguments: Any) -> Tensor:
     """``conv2d`` on the CPU; arguments as in its schema."""
     call = Call(*arguments)
     y = _on_cpu(call, call.check())[0]
+    assert y is not None
+    return y
+
+
+def conv2d_cuda(*arguments: Any) -> Tensor:
+    """``conv2d`` on a CUDA device; arguments as in its schema."""
+    call = Call(*arguments)
+    y = _on_cuda(call, call.check())[0]
     assert y is not None
     return y
 
@@ -209,6 +297,12 @@ def conv2d_packed_cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """``conv2d_packed`` on the CPU; arguments as in its schema."""
     call = Call(*arguments)
     return _or_empty(call, _on_cpu(call, call.check(packed=True)))
+
+
+def conv2d_packed_cuda(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """``conv2d_packed`` on a CUDA device; arguments as in its schema."""
+    call = Call(*arguments)
+    return _or_empty(call, _on_cuda(call, call.check(packed=True)))
 
 
 def _conv2d_packed_reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -244,6 +338,21 @@ def _pack_on_cpu(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tenso
     _check_pack(x, shift, sign_zero)
     _check_memory("x", x)
     plus, nonzero = _native.pack(x.to(torch.float32), _float_vector(shift), sign_zero)
+    return plus, plus.new_empty(0) if nonzero is None else nonzero
+
+
+def _pack_on_device(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tensor | None]:
+    """By the CUDA kernel where one is built and ``SUBBIT_PLAN`` does not forbid it, else by torch."""
+    if not _native_cuda.is_built() or _native.wanted_plan() == "dense" or x.numel() == 0:
+        return pack_signs(x, shift, sign_zero)
+    return _native_cuda.pack(x, _float_vector(shift), sign_zero)
+
+
+def pack_on_cuda(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tensor]:
+    """``pack`` on a CUDA device; arguments as in its schema."""
+    _check_pack(x, shift, sign_zero)
+    _check_memory("x", x)
+    plus, nonzero = _pack_on_device(x, shift, sign_zero)
     return plus, plus.new_empty(0) if nonzero is None else nonzero
 
 
@@ -287,10 +396,13 @@ def _pack_codebook_fake(codebook: Tensor) -> Tensor:
 
 _library.impl("conv2d", _conv2d_reference, "CompositeExplicitAutograd")
 _library.impl("conv2d", conv2d_cpu, "CPU")
+_library.impl("conv2d", conv2d_cuda, "CUDA")
 _library.impl("conv2d_packed", _conv2d_packed_reference, "CompositeExplicitAutograd")
 _library.impl("conv2d_packed", conv2d_packed_cpu, "CPU")
+_library.impl("conv2d_packed", conv2d_packed_cuda, "CUDA")
 _library.impl("pack", _pack, "CompositeExplicitAutograd")
 _library.impl("pack", _pack_on_cpu, "CPU")
+_library.impl("pack", pack_on_cuda, "CUDA")
 _library.impl("unpack", _unpack, "CompositeExplicitAutograd")
 _library.impl("decode", _decode, "CompositeExplicitAutograd")
 _library.impl("pack_indices", pack_indices, "CompositeExplicitAutograd")

@@ -7,6 +7,8 @@ integer-valued inputs the two agree exactly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,20 @@ def binarize(x: Tensor, sign_zero: int = 0) -> Tensor:
     return torch.where(x == 0, torch.ones_like(x), x.sign()) if sign_zero else x.sign()
 
 
+def padded(
+    x: Tensor, taps: Sequence[int], padding: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int]]:
+    """X and the padding left to the convolution: none, with x padded here, where outputs may lie in it as a whole.
+
+    There oneDNN 3.14 and earlier read far outside a channels_last input and crash (uxlfoundation/oneDNN#5942,
+    pytorch/pytorch#195394).
+    """
+    size = x.shape[2:]
+    if any(padding[i] > dilation[i] * (taps[i] - 1) or dilation[i] > size[i] for i in (0, 1)):
+        return F.pad(x, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
+    return x, padding
+
+
 def dense_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -29,15 +45,8 @@ def dense_conv2d(
     dilation: tuple[int, int],
     groups: int,
 ) -> Tensor:
-    """``F.conv2d`` that pads by itself where outputs may lie in the padding as a whole.
-
-    There oneDNN 3.14 and earlier read far outside a channels_last input and crash (uxlfoundation/oneDNN#5942,
-    pytorch/pytorch#195394).
-    """
-    taps, size = weight.shape[2:], x.shape[2:]
-    if any(padding[i] > dilation[i] * (taps[i] - 1) or dilation[i] > size[i] for i in (0, 1)):
-        x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-        padding = (0, 0)
+    """``F.conv2d``, of an input that is :func:`padded` first where it has to be."""
+    x, padding = padded(x, weight.shape[2:], padding, dilation)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 

@@ -36,20 +36,6 @@ bool fit(SharingTile& tile, const CudaParams& params, const DeviceLimits& limits
   return false;
 }
 
-// Cycles that a multiprocessor's shared memory takes for one unit, the bottleneck (128 bytes a cycle). A row of
-// responses takes words_per_lane of them:
-//   gather    a row an output
-//   respond   a codeword's row is written, and about 2.2 rows of sums are read for it (sharing.cuh)
-//   sums      12 or 16 rows written, from as many loads; about 25 in all
-// Fewer than 4 warps, one a scheduler, cannot keep it busy. Expected from arithmetic, not yet measured.
-double cost(const SharingTile& tile, const CudaParams& params, const DeviceLimits& limits) {
-  const std::int64_t rounds = ceil_div(tile.blocks(params), limits.multiprocessors);
-  const double unit = tile.words_per_lane * (tile.outputs() + 3.2 * params.codewords + 25);
-  const std::int64_t by_memory = std::max(1, limits.shared_per_multiprocessor / (tile.shared_bytes + 1024));
-  const std::int64_t resident = std::min({rounds, by_memory, std::int64_t{kSharingWarps / tile.warps}});
-  return static_cast<double>(rounds) * unit * std::max(1.0, 4.0 / static_cast<double>(tile.warps * resident));
-}
-
 }  // namespace
 
 bool can_run_sharing(const CudaParams& params) {
@@ -79,11 +65,19 @@ std::vector<SharingTile> sharing_tiles(const CudaParams& params, const DeviceLim
   return tiles;
 }
 
+double sharing_cycles(const SharingTile& tile, const CudaParams& params, const DeviceLimits& limits) {
+  const std::int64_t rounds = ceil_div(tile.blocks(params), limits.multiprocessors);
+  const double unit = tile.words_per_lane * (tile.outputs() + 3.2 * params.codewords + 25);
+  const std::int64_t by_memory = std::max(1, limits.shared_per_multiprocessor / (tile.shared_bytes + 1024));
+  const std::int64_t resident = std::min({rounds, by_memory, std::int64_t{kSharingWarps / tile.warps}});
+  return static_cast<double>(rounds) * unit * std::max(1.0, 4.0 / static_cast<double>(tile.warps * resident));
+}
+
 SharingTile plan_sharing(const CudaParams& params, const DeviceLimits& limits) {
   SharingTile best;
   double least = 0;
   for (const SharingTile& tile : sharing_tiles(params, limits)) {
-    const double time = cost(tile, params, limits);
+    const double time = sharing_cycles(tile, params, limits);
     if (best.words_per_lane != 0 && time >= least) continue;
     best = tile;
     least = time;

@@ -58,6 +58,14 @@ bool can_run_sharing(const CudaParams& params);
 // Every tile that fits the device.
 std::vector<SharingTile> sharing_tiles(const CudaParams& params, const DeviceLimits& limits);
 
+// Cycles that a multiprocessor's shared memory takes for one unit of all its blocks, the bottleneck (128 bytes a
+// cycle). A row of responses takes words_per_lane of them:
+//   gather    a row an output
+//   respond   a codeword's row is written, and about 2.2 rows of sums are read for it (sharing.cuh)
+//   sums      12 or 16 rows written, from as many loads; about 25 in all
+// Fewer than 4 warps, one a scheduler, cannot keep it busy. Expected from arithmetic, not yet measured.
+double sharing_cycles(const SharingTile& tile, const CudaParams& params, const DeviceLimits& limits);
+
 // The one of them that is expected to take the least time. Its words_per_lane is 0 where none fits.
 SharingTile plan_sharing(const CudaParams& params, const DeviceLimits& limits);
 

@@ -20,6 +20,7 @@
 #include "cpu/pack.h"
 #include "cpu/select.h"
 #include "cpu/weight.h"
+#include "cuda/select.h"
 
 namespace py = pybind11;
 
@@ -185,6 +186,47 @@ std::vector<py::dict> list_candidates(bool binary, Unit unit, int codewords, std
   return result;
 }
 
+// The same of GPUs: a function of sizes, so it needs none.
+std::vector<py::dict> list_cuda_candidates(bool binary, int element, Unit unit, int codewords, std::int64_t units,
+                                           std::int64_t outputs, std::int64_t groups, std::int64_t batch,
+                                           std::int64_t pixels, std::int64_t input_pixels, bool has_zeros,
+                                           bool is_channels_last, bool packed_input, bool float_output,
+                                           bool packed_output, bool is_bare, int capability,
+                                           std::int64_t multiprocessors, bool has_sharing, bool has_product) {
+  if (element < 0 || element > static_cast<int>(Element::kBfloat16)) {
+    throw std::invalid_argument("element must be 0 to 2, got " + std::to_string(element));
+  }
+  if (multiprocessors < 1) {
+    throw std::invalid_argument("multiprocessors must be at least 1, got " + std::to_string(multiprocessors));
+  }
+  checked_product({batch, groups, units, unit_channels(unit), input_pixels}, "input");
+  checked_product({batch, groups, outputs, pixels}, "output");
+  const cuda::Problem problem{binary ? Activations::kBinary : Activations::kFloat,
+                              static_cast<Element>(element),
+                              unit,
+                              codewords,
+                              units,
+                              outputs,
+                              groups,
+                              batch,
+                              pixels,
+                              input_pixels,
+                              has_zeros,
+                              is_channels_last,
+                              packed_input,
+                              float_output,
+                              packed_output,
+                              is_bare};
+  std::vector<py::dict> result;
+  for (const auto& candidate : cuda::candidates(problem, {capability, multiprocessors}, {has_sharing, has_product})) {
+    py::dict one;
+    one["plan"] = candidate.name();
+    one["microseconds"] = candidate.microseconds;
+    result.push_back(one);
+  }
+  return result;
+}
+
 std::vector<py::tuple> kernels() {
   return {
 #define SUBBIT_ROWS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
@@ -230,6 +272,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("candidates", &list_candidates, py::arg("binary"), py::arg("unit"), py::arg("codewords"), py::arg("units"),
         py::arg("outputs"), py::arg("groups"), py::arg("spread"), py::arg("pixels"), py::arg("input_pixels"),
         py::arg("level"), py::arg("packed_input") = false);
+  m.def("cuda_candidates", &list_cuda_candidates, py::kw_only(), py::arg("binary"), py::arg("element"), py::arg("unit"),
+        py::arg("codewords"), py::arg("units"), py::arg("outputs"), py::arg("groups"), py::arg("batch"),
+        py::arg("pixels"), py::arg("input_pixels"), py::arg("has_zeros"), py::arg("is_channels_last"),
+        py::arg("packed_input"), py::arg("float_output"), py::arg("packed_output"), py::arg("is_bare"),
+        py::arg("capability"), py::arg("multiprocessors"), py::arg("has_sharing"), py::arg("has_product"));
   m.def("wanted_plan", &wanted_plan);
   m.def("kernels", &kernels, "Every compiled kernel, best first: (name, level, binary activations).");
   m.def("machine_level", [] { return std::string(name(machine_level())); });

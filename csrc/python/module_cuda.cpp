@@ -3,13 +3,219 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
+#include "core/checked.h"
 #include "cuda/launch.h"
+#include "cuda/product.h"
 
 namespace py = pybind11;
 
+namespace subbit {
+namespace {
+
+using Pair = std::array<std::int64_t, 2>;
+using Quad = std::array<std::int64_t, 4>;
+
+template <class T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+cudaStream_t stream_of(std::uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
+
+void expect(bool holds, const std::string& rule) {
+  if (!holds) throw std::invalid_argument("conv2d: " + rule);
+}
+
+std::int64_t output_size(std::int64_t input, std::int64_t pad, std::int64_t dilation, int kernel, std::int64_t stride) {
+  const std::int64_t reach = dilation * (kernel - 1) + 1;
+  return input + 2 * pad < reach ? -1 : (input + 2 * pad - reach) / stride + 1;
+}
+
+Element element_of(int number) {
+  expect(number >= 0 && number <= static_cast<int>(Element::kBfloat16), "element must be 0 to 2");
+  return static_cast<Element>(number);
+}
+
+Route route_of(const std::string& name) {
+  if (name == "sharing") return Route::kSharing;
+  if (name == "product") return Route::kProduct;
+  throw std::invalid_argument("route must be sharing or product, got '" + name + "'");
+}
+
+// Runs what starts a kernel with the device current. torch's guard has made it current already and sets it back: this
+// tells the CUDA runtime that is linked into this module, which is not torch's.
+template <class Start>
+void start(const std::string& kernel, int device, const Start& launch_it) {
+  cudaError_t error = cudaSetDevice(device);
+  if (error == cudaSuccess) error = launch_it();
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // so that the next call does not find this one's error
+  throw std::runtime_error("the kernel " + kernel + " could not be started on CUDA device " + std::to_string(device) +
+                           ": " + cudaGetErrorString(error));
+}
+
+// A convolution whose sizes are settled.
+class Conv {
+ public:
+  explicit Conv(const CudaParams& params) : params_(params) {}
+
+  bool can_run(const std::string& route) const { return subbit::can_run(route_of(route), params_); }
+
+  // Of the address of x, whose alignment decides whether the product reads it in place.
+  std::int64_t scratch_bytes(const std::string& route, std::uintptr_t x, std::uintptr_t x_nonzero) const {
+    if (route_of(route) == Route::kSharing) return 0;
+    CudaOperands operands;
+    set_x(operands, x, x_nonzero);
+    return product_scratch_bytes(params_, operands);
+  }
+
+  std::int64_t product_weight_bytes() const { return subbit::product_weight_bytes(params_); }
+
+  void prepare(int device, std::uintptr_t stream, std::uintptr_t indices, std::uintptr_t codebook,
+               std::uintptr_t weight) const {
+    const py::gil_scoped_release release;
+    start("prepare_product", device, [&] {
+      return prepare_product(params_, pointer<const std::uint32_t>(indices), pointer<const Codeword>(codebook),
+                             pointer<void>(weight), stream_of(stream));
+    });
+  }
+
+  void run(const std::string& route, int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t x_nonzero,
+           std::uintptr_t indices, std::uintptr_t codebook, std::uintptr_t product_weight, std::uintptr_t scale,
+           std::uintptr_t bias, std::uintptr_t residual, std::uintptr_t slope, std::uintptr_t shift, std::uintptr_t y,
+           std::uintptr_t y_plus, std::uintptr_t y_nonzero, std::uintptr_t pack_shift, std::uintptr_t scratch) const {
+    CudaOperands operands;
+    set_x(operands, x, x_nonzero);
+    operands.indices = pointer<const std::uint32_t>(indices);
+    operands.codebook = pointer<const Codeword>(codebook);
+    operands.product_weight = pointer<const void>(product_weight);
+    operands.scale = pointer<const float>(scale);
+    operands.bias = pointer<const float>(bias);
+    operands.residual = pointer<const void>(residual);
+    operands.slope = pointer<const float>(slope);
+    operands.shift = pointer<const float>(shift);
+    operands.y = pointer<void>(y);
+    operands.y_plus = pointer<std::uint64_t>(y_plus);
+    operands.y_nonzero = pointer<std::uint64_t>(y_nonzero);
+    operands.pack_shift = pointer<const float>(pack_shift);
+    operands.scratch = pointer<void>(scratch);
+    const Route chosen = route_of(route);
+    const py::gil_scoped_release release;
+    start(route, device, [&] { return launch(chosen, params_, operands, stream_of(stream)); });
+  }
+
+ private:
+  void set_x(CudaOperands& operands, std::uintptr_t x, std::uintptr_t x_nonzero) const {
+    if (params_.conv.x_is_packed) {
+      operands.x_plus = pointer<const std::uint64_t>(x);
+      operands.x_nonzero = pointer<const std::uint64_t>(x_nonzero);
+    } else {
+      operands.x = pointer<const void>(x);
+    }
+  }
+
+  CudaParams params_;
+};
+
+Conv make_conv(Unit unit, int codewords, int element, const Quad& x_shape, const std::optional<Quad>& x_strides,
+               const Quad& y_shape, const std::optional<Quad>& y_strides, const std::optional<Quad>& residual_strides,
+               bool packs, const Pair& stride, const Pair& padding, const Pair& dilation, std::int64_t groups,
+               bool binary, bool sign_zero, int activation) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 31;
+  expect(codewords >= 1 && codewords <= kMaxCodewords, "codewords must be 1 to 256");
+  for (int axis = 0; axis < 2; ++axis) {
+    expect(stride[axis] >= 1 && stride[axis] < kMost, "stride must be in [1, 2^31)");
+    expect(dilation[axis] >= 1 && dilation[axis] < kMost, "dilation must be in [1, 2^31)");
+    expect(padding[axis] >= 0 && padding[axis] < kMost, "padding must be in [0, 2^31)");
+    expect(x_shape[2 + axis] >= 0 && x_shape[2 + axis] < kMost, "height and width must be in [0, 2^31)");
+    expect(y_shape[2 + axis] ==
+               output_size(x_shape[2 + axis], padding[axis], dilation[axis], kernel_size(unit), stride[axis]),
+           "the output's height and width do not fit the input's");
+  }
+  expect(groups >= 1 && y_shape[1] % groups == 0, "groups must divide out_channels");
+  checked_product({x_shape[0], x_shape[1], x_shape[2], x_shape[3]}, "input");
+  checked_product({y_shape[0], y_shape[1], y_shape[2], y_shape[3]}, "output");
+  const std::int64_t step = checked_product({groups, unit_channels(unit)}, "groups");
+  expect(x_shape[1] >= step && x_shape[1] % step == 0, "the input's channels do not fit the weight");
+  expect(y_shape[0] == x_shape[0] && y_shape[1] >= 1, "the output's sizes do not fit");
+  expect(x_strides || binary, "packed input is binary");
+  expect(y_strides || packs, "there must be an output");
+  expect(activation >= 0 && activation <= static_cast<int>(Activation::kPrelu), "activation must be 0 to 3");
+
+  CudaParams params;
+  params.element = element_of(element);
+  params.codewords = codewords;
+  ConvParams& conv = params.conv;
+  conv.unit = unit;
+  conv.activations = binary ? Activations::kBinary : Activations::kFloat;
+  conv.sign_zero = sign_zero;
+  conv.activation = static_cast<Activation>(activation);
+  conv.batch = x_shape[0], conv.in_channels = x_shape[1], conv.height = x_shape[2], conv.width = x_shape[3];
+  conv.out_channels = y_shape[1], conv.out_height = y_shape[2], conv.out_width = y_shape[3];
+  conv.groups = groups;
+  conv.stride_h = stride[0], conv.stride_w = stride[1];
+  conv.pad_h = padding[0], conv.pad_w = padding[1];
+  conv.dilation_h = dilation[0], conv.dilation_w = dilation[1];
+  conv.x_is_packed = !x_strides;
+  conv.has_y = y_strides.has_value();
+  conv.packs = packs;
+  const auto set = [](const std::optional<Quad>& strides, auto& n, auto& c, auto& h, auto& w) {
+    if (strides) n = (*strides)[0], c = (*strides)[1], h = (*strides)[2], w = (*strides)[3];
+  };
+  set(x_strides, conv.x_n, conv.x_c, conv.x_h, conv.x_w);
+  set(y_strides, conv.y_n, conv.y_c, conv.y_h, conv.y_w);
+  set(residual_strides, conv.residual_n, conv.residual_c, conv.residual_h, conv.residual_w);
+  return Conv(params);
+}
+
+void pack_signs(int device, std::uintptr_t stream, std::uintptr_t x, int element, const Quad& shape,
+                const Quad& strides, std::uintptr_t shift, std::uintptr_t plus, std::uintptr_t nonzero) {
+  checked_product({shape[0], shape[1], shape[2], shape[3]}, "input");
+  PackCall call{};
+  call.batch = shape[0], call.channels = shape[1], call.height = shape[2], call.width = shape[3];
+  call.x_n = strides[0], call.x_c = strides[1], call.x_h = strides[2], call.x_w = strides[3];
+  call.element = element_of(element);
+  call.x = pointer<const void>(x);
+  call.shift = pointer<const float>(shift);
+  call.plus = pointer<std::uint64_t>(plus);
+  call.nonzero = pointer<std::uint64_t>(nonzero);
+  const py::gil_scoped_release release;
+  start("pack", device, [&] { return launch_pack(call, stream_of(stream)); });
+}
+
+}  // namespace
+}  // namespace subbit
+
 PYBIND11_MODULE(_C_cuda, m) {
+  using namespace subbit;
   m.doc() = "Compiled CUDA kernels of subbit_infer.";
   m.attr("architectures") = std::vector<int>{SUBBIT_CUDA_ARCHITECTURES};
+  m.attr("version") = CUDART_VERSION;
+
+  // _C has the same enumeration; each module keeps to its own.
+  py::enum_<Unit>(m, "Unit", py::module_local()).value("k3x3", Unit::k3x3).value("k8x1x1", Unit::k8x1x1);
+
+  py::class_<Conv>(m, "Conv", "A convolution whose sizes are settled.")
+      .def(py::init(&make_conv), py::kw_only(), py::arg("unit"), py::arg("codewords"), py::arg("element"),
+           py::arg("x_shape"), py::arg("x_strides"), py::arg("y_shape"), py::arg("y_strides"),
+           py::arg("residual_strides"), py::arg("packs"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+           py::arg("groups"), py::arg("binary"), py::arg("sign_zero"), py::arg("activation"))
+      .def("can_run", &Conv::can_run, py::arg("route"))
+      .def("scratch_bytes", &Conv::scratch_bytes, py::arg("route"), py::arg("x"), py::arg("x_nonzero"))
+      .def_property_readonly("product_weight_bytes", &Conv::product_weight_bytes)
+      .def("prepare_product", &Conv::prepare, py::kw_only(), py::arg("device"), py::arg("stream"), py::arg("indices"),
+           py::arg("codebook"), py::arg("weight"))
+      .def("__call__", &Conv::run, py::kw_only(), py::arg("route"), py::arg("device"), py::arg("stream"), py::arg("x"),
+           py::arg("x_nonzero"), py::arg("indices"), py::arg("codebook"), py::arg("product_weight"), py::arg("scale"),
+           py::arg("bias"), py::arg("residual"), py::arg("slope"), py::arg("shift"), py::arg("y"), py::arg("y_plus"),
+           py::arg("y_nonzero"), py::arg("pack_shift"), py::arg("scratch"));
+  m.def("pack", &pack_signs, py::kw_only(), py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("element"),
+        py::arg("shape"), py::arg("strides"), py::arg("shift"), py::arg("plus"), py::arg("nonzero"));
 }

@@ -1,0 +1,206 @@
+#include "cuda/select.h"
+
+#include <algorithm>
+
+#include "core/checked.h"
+#include "cuda/sharing_tile.h"
+
+namespace subbit::cuda {
+namespace {
+
+// What a multiprocessor does in a clock. NOT MEASURED: calculated from the vendor's data sheets and, for mma.sync and
+// one-bit products on Hopper, from one public microbenchmark each. What decides is their proportion to each other.
+struct Rates {
+  int capability;        // and later ones, up to the next entry
+  double gigahertz;      // boost clock
+  double gigabytes;      // a second, of the device's memory
+  double fma;            // float32 multiply-adds outside the tensor cores
+  double half_macs;      // fp16 or bf16 multiply-adds, float32 sums, at the tensor cores' best
+  double half_mma_macs;  // the same by mma.sync: Hopper's best needs wgmma, which the product kernels do not use
+  double bit_macs;       // one-bit multiply-adds by mma.sync
+  int shared_kib;        // shared memory; a block may have all but one
+};
+constexpr Rates kRates[] = {
+    {80, 1.41, 1555, 64, 1024, 1024, 16384, 164},    // A100: 312 TFLOP/s fp16, 4992 Top/s one bit, 40 GB card
+    {86, 1.695, 600, 128, 512, 512, 4096, 100},      // A10: 125 TFLOP/s fp16
+    {89, 2.52, 864, 128, 512, 512, 4096, 100},       // L40S: 362 TFLOP/s fp16
+    {90, 1.755, 3350, 128, 2048, 1270, 17700, 228},  // H100: 4096 FLOP; mma.sync 62 % of that; 0.54 BMMA a clock
+    {100, 1.755, 3350, 128, 2048, 1270, 4096, 228},  // as the last, but one-bit products are emulated by int8's
+    {120, 2.4, 1792, 128, 512, 512, 1024, 100},      // RTX PRO 6000: 503 TFLOP/s fp16; emulated too
+};
+
+const Rates& rates_of(int capability) {
+  const Rates* found = kRates;
+  for (const Rates& rates : kRates) {
+    if (rates.capability <= capability) found = &rates;
+  }
+  return *found;
+}
+
+// Calculated too; see above.
+constexpr double kLaunch = 2.5;           // microseconds from one small kernel's start to the next one's
+constexpr double kMemory = 0.8;           // of the memory's best, for a kernel that streams
+constexpr double kLibrary = 0.7;          // of the best, for cuDNN where the device is full
+constexpr double kOurs = 0.6;             // of the best, for the kernels of this package: the aim, not a measurement
+constexpr double kSharedBytes = 128;      // a clock, from shared memory
+constexpr double kResponses = 64;         // a clock: two shared row sums and a store each
+constexpr int kFloat32Passes = 3;         // a float32 is three bf16 parts
+constexpr std::int64_t kBitsDepth = 256;  // of a one-bit mma: shorter sums are padded to it
+constexpr std::int64_t kHalfDepth = 16;   // of an fp16 or bf16 one
+
+// What a block computes, and how much of the multiprocessor's best it gets.
+struct Tile {
+  std::int64_t pixels, outputs;
+  double share;
+};
+constexpr Tile kLargeTile = {128, 128, 1};
+constexpr Tile kHalfTile = {64, 128, 1};     // of the product, where it keeps more than one of everything
+constexpr Tile kSmallTile = {16, 32, 0.25};  // each operand is read for little work
+
+double number(std::int64_t n) { return static_cast<double>(n); }
+
+class Model {
+ public:
+  Model(const Problem& problem, const Gpu& gpu) : p_(problem), gpu_(gpu), rates_(rates_of(gpu.capability)) {}
+
+  double microseconds(Plan plan) const {
+    switch (plan) {
+      case Plan::kSharing:
+        return sharing();
+      case Plan::kProduct:
+        return product();
+      case Plan::kDense:
+        break;
+    }
+    return dense();
+  }
+
+ private:
+  bool is_binary() const { return p_.activations == Activations::kBinary; }
+  bool is_half() const { return p_.element != Element::kFloat32; }
+  double channels() const { return number(p_.units * unit_channels(p_.unit)); }
+  double inputs() const { return number(p_.batch) * number(p_.groups) * channels() * number(p_.input_pixels); }
+  double outputs() const { return number(p_.batch) * number(p_.groups) * number(p_.outputs) * number(p_.pixels); }
+
+  static constexpr double kPackedBytes = 0.25;  // of a packed activation that may be 0
+
+  double input_bytes() const { return inputs() * (p_.packed_input ? kPackedBytes : element_bytes(p_.element)); }
+  double output_bytes() const {
+    return outputs() * ((p_.float_output ? element_bytes(p_.element) : 0) + (p_.packed_output ? kPackedBytes : 0));
+  }
+
+  double streamed(double bytes) const { return bytes / (rates_.gigabytes * 1e3 * kMemory); }
+
+  // What a launch of its own moves.
+  double pass(double bytes) const { return kLaunch + streamed(bytes); }
+
+  // Blocks that a kernel of such a tile has. They are dealt to the multiprocessors, so time goes in rounds.
+  std::int64_t blocks(const Tile& tile) const {
+    return p_.groups * ceil_div(p_.batch * p_.pixels, tile.pixels) * ceil_div(p_.outputs, tile.outputs);
+  }
+
+  double rounds(const Tile& tile, double clocks_of_block) const {
+    return number(ceil_div(blocks(tile), gpu_.multiprocessors)) * clocks_of_block / (rates_.gigahertz * 1e3);
+  }
+
+  // Multiply-adds of `depth` for each result, in blocks of a tile.
+  double multiply(const Tile& tile, double depth, double macs_of_clock) const {
+    return rounds(tile, number(tile.pixels * tile.outputs) * depth / (macs_of_clock * tile.share));
+  }
+
+  // The product's tile: as run_product chooses it (product_run.cuh).
+  const Tile& product_tile(bool keeps_more) const {
+    constexpr std::int64_t kEnoughBlocks = 128;
+    const Tile& large = keeps_more ? kHalfTile : kLargeTile;
+    return blocks(large) >= kEnoughBlocks ? large : kSmallTile;
+  }
+
+  double sharing() const {
+    CudaParams params;
+    params.element = p_.element;
+    params.codewords = p_.codewords;
+    ConvParams& conv = params.conv;
+    conv.unit = p_.unit;
+    conv.activations = p_.activations;
+    conv.groups = p_.groups;
+    conv.batch = p_.batch;
+    conv.in_channels = p_.groups * p_.units * unit_channels(p_.unit);
+    conv.out_channels = p_.groups * p_.outputs;
+    conv.out_height = 1;
+    conv.out_width = p_.pixels;
+    const DeviceLimits limits{static_cast<int>(gpu_.multiprocessors), (rates_.shared_kib - 1) << 10,
+                              rates_.shared_kib << 10};
+    const double cycles = number(p_.units) * sharing_cycles(plan_sharing(params, limits), params, limits);
+    return pass(0) + std::max(cycles / (rates_.gigahertz * 1e3 * kOurs), streamed(input_bytes() + output_bytes()));
+  }
+
+  // Signs are packed, and floats brought into 16-bit parts, by a kernel before the product's.
+  double product() const {
+    const std::int64_t taps = p_.units * unit_taps(p_.unit);
+    if (is_binary()) {
+      const double packed = inputs() * kPackedBytes;
+      const double depth = number(round_up(taps, kBitsDepth)) * (p_.has_zeros ? 2 : 1);
+      const double before = p_.packed_input ? 0 : pass(input_bytes() + packed);
+      return before + pass(0) +
+             std::max(multiply(product_tile(p_.has_zeros), depth, rates_.bit_macs * kOurs),
+                      streamed(packed + output_bytes()));
+    }
+    const double arranged = inputs() * 2 * (is_half() ? 1 : kFloat32Passes);
+    const double depth = number(round_up(taps, kHalfDepth)) * (is_half() ? 1 : kFloat32Passes);
+    const double before = is_half() && p_.is_channels_last ? 0 : pass(input_bytes() + arranged);
+    return before + pass(0) +
+           std::max(multiply(product_tile(!is_half()), depth, rates_.half_mma_macs * kOurs),
+                    streamed(arranged + output_bytes()));
+  }
+
+  // cuDNN's convolution of the decoded weight, and what has to be done before and after it by kernels of their own
+  // (operators._densely_on_cuda).
+  double dense() const {
+    const bool in_halves = is_half() && p_.is_bare && !is_binary();
+    const bool converts = is_half() && !in_halves;
+    // Halves are exact in TF32, which has half the rate of fp16.
+    const double rate = in_halves ? rates_.half_macs : converts && !is_binary() ? rates_.half_macs / 2 : rates_.fma;
+    const double bytes = in_halves ? 2 : 4;
+    const double taps = number(p_.units * unit_taps(p_.unit));
+    const double sums =
+        std::min(multiply(kLargeTile, taps, rate * kLibrary), multiply(kSmallTile, taps, rate * kLibrary));
+    double time = pass(0) + std::max(sums, streamed(bytes * (inputs() + outputs())));
+    if (is_binary() || converts) time += pass(input_bytes() + bytes * inputs());
+    if (is_binary()) time += pass(2 * bytes * outputs());
+    if (!p_.is_bare) time += pass(2 * bytes * outputs());
+    if (converts && p_.float_output) time += pass(bytes * outputs() + output_bytes());
+    if (p_.packed_output) time += pass(outputs() * (bytes + kPackedBytes));
+    return time;
+  }
+
+  const Problem& p_;
+  const Gpu& gpu_;
+  const Rates& rates_;
+};
+
+}  // namespace
+
+const char* Candidate::name() const {
+  switch (plan) {
+    case Plan::kSharing:
+      return "sharing";
+    case Plan::kProduct:
+      return "product";
+    case Plan::kDense:
+      break;
+  }
+  return "dense";
+}
+
+std::vector<Candidate> candidates(const Problem& problem, const Gpu& gpu, const Routes& routes) {
+  const Model model(problem, gpu);
+  std::vector<Candidate> result;
+  if (routes.sharing) result.push_back({Plan::kSharing, model.microseconds(Plan::kSharing)});
+  if (routes.product) result.push_back({Plan::kProduct, model.microseconds(Plan::kProduct)});
+  result.push_back({Plan::kDense, model.microseconds(Plan::kDense)});
+  std::stable_sort(result.begin(), result.end(),
+                   [](const Candidate& a, const Candidate& b) { return a.microseconds < b.microseconds; });
+  return result;
+}
+
+}  // namespace subbit::cuda

@@ -1,0 +1,108 @@
+"""Which plan runs what on a GPU, pinned for any GPU on any machine. The times behind it are calculated."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import UNIT_1X1, UNIT_3X3
+
+from subbit_infer import _native
+
+FLOAT32, FLOAT16, BFLOAT16 = range(3)
+A100, A10, L40S, H100, B200, RTX_PRO = (80, 108), (86, 72), (89, 142), (90, 132), (100, 148), (120, 188)
+GPUS = (A100, A10, L40S, H100, B200, RTX_PRO)
+USUAL = {"has_zeros": True, "is_channels_last": False, "packed_input": False, "float_output": True}
+USUAL |= {"packed_output": False, "is_bare": False}
+
+
+def candidates(
+    gpu=H100, binary=False, element=FLOAT32, unit=UNIT_3X3, codewords=32, units=128, outputs=128, groups=1, batch=256,
+    side=28, stride=1, has_sharing=True, has_product=True, **options,
+):  # fmt: skip
+    """The ways to run a layer, the quickest first."""
+    return _native.cuda_candidates(
+        binary=binary, element=element, unit=_native.UNITS[unit], codewords=codewords, units=units, outputs=outputs,
+        groups=groups, batch=batch, pixels=((side - 1) // stride + 1) ** 2, input_pixels=side * side,
+        capability=gpu[0], multiprocessors=gpu[1], has_sharing=has_sharing, has_product=has_product,
+        **(USUAL | options),
+    )  # fmt: skip
+
+
+def select(*gpu, **problem):
+    return candidates(*gpu, **problem)[0]["plan"]
+
+
+def microseconds(plan, *gpu, **problem):
+    return next(c["microseconds"] for c in candidates(*gpu, **problem) if c["plan"] == plan)
+
+
+# Halves that only have to be convolved are cuDNN's: it has wgmma, and nothing follows. What has an epilogue is fused.
+@pytest.mark.parametrize(
+    ("problem", "plans"),
+    [
+        ({}, {A100: "product", A10: "sharing", L40S: "sharing", H100: "product", RTX_PRO: "sharing"}),
+        ({"codewords": 256}, {A100: "product", A10: "product", H100: "product"}),
+        ({"codewords": 4}, {A10: "sharing", H100: "product"}),
+        ({"element": FLOAT16, "is_channels_last": True}, {A100: "product", H100: "product"}),
+        ({"element": BFLOAT16, "is_channels_last": True, "is_bare": True}, {A100: "dense", H100: "dense"}),
+        ({"binary": True}, {A100: "product", A10: "product", H100: "product"}),
+        ({"binary": True, "packed_input": True, "packed_output": True, "float_output": False}, {H100: "product"}),
+    ],
+)
+def test_plan(problem, plans):
+    assert {gpu: select(gpu, **problem) for gpu in plans} == plans
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("has_sharing", [True, False])
+@pytest.mark.parametrize("has_product", [True, False])
+def test_only_what_has_a_kernel(gpu, has_sharing, has_product):
+    found = candidates(gpu, has_sharing=has_sharing, has_product=has_product)
+    plans = {"dense"} | ({"sharing"} if has_sharing else set()) | ({"product"} if has_product else set())
+    assert {c["plan"] for c in found} == plans
+    times = [c["microseconds"] for c in found]
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("element", [FLOAT32, FLOAT16])
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("plan", ["sharing", "product", "dense"])
+def test_time_grows_with_the_work(gpu, element, binary, plan):
+    problem = {"element": element, "binary": binary}
+    for more in ({"units": 512}, {"outputs": 512}, {"side": 56}, {"groups": 2}, {"batch": 512}):
+        assert microseconds(plan, gpu, **problem, **more) > microseconds(plan, gpu, **problem), f"{more}"
+
+
+def test_time_of_the_codebook_is_sharings_alone():
+    for plan, grows in (("sharing", True), ("product", False), ("dense", False)):
+        assert (microseconds(plan, codewords=256) > microseconds(plan, codewords=4)) == grows
+
+
+def test_one_bit_products_are_emulated_on_later_gpus():
+    """So they are slower where everything else is as on an H100."""
+    problem = {"binary": True, "packed_input": True, "units": 512, "outputs": 512}
+    assert microseconds("product", (100, 132), **problem) > 2 * microseconds("product", (90, 132), **problem)
+
+
+def test_activations_without_zeros_take_half_the_products():
+    problem = {"binary": True, "packed_input": True, "units": 512, "outputs": 512}
+    ratio = microseconds("product", **problem) / microseconds("product", has_zeros=False, **problem)
+    assert 1.7 < ratio <= 2
+
+
+def test_halves_in_order_are_not_copied():
+    assert microseconds("product", element=FLOAT16, is_channels_last=True) < microseconds("product", element=FLOAT16)
+
+
+def test_the_least_time_is_a_launch():
+    for c in candidates(batch=1, side=3, units=1, outputs=1, unit=UNIT_1X1):
+        assert c["microseconds"] > 2
+
+
+def test_bad_numbers_are_refused():
+    with pytest.raises(ValueError, match="element must be 0 to 2, got 3"):
+        candidates(element=3)
+    with pytest.raises(ValueError, match="multiprocessors must be at least 1, got 0"):
+        candidates((90, 0))
+    with pytest.raises(ValueError, match="the product of sizes overflows"):
+        candidates(batch=1 << 40)
