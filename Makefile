@@ -120,6 +120,6 @@ $(VENV)/docs.stamp: $(VENV)/package.stamp
 	touch $@
 
 $(SANITIZED)/build.stamp: $(VENV)/package.stamp
-	PATH="$(CURDIR)/$(BIN):$$PATH" SUBBIT_SANITIZE=ON \
+	PATH="$(CURDIR)/$(BIN):$$PATH" SUBBIT_SANITIZE=ON SUBBIT_CUDA=OFF \
 	$(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	touch $@
