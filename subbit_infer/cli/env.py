@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import subbit_infer
-from subbit_infer import _native
+from subbit_infer import _native, _native_cuda
 from subbit_infer.cli.screen import Json, show
 
 _LEVELS = ("scalar", "avx2", "avx512", "avx512vbmi")
@@ -47,11 +47,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "openmp": _openmp_runtimes(),
-        "cuda": {
-            "available": torch.cuda.is_available(),
-            "kernels": False,
-            "why": "this version has no CUDA kernels: on other devices than the CPU layers run the reference, in torch",
-        },
+        "cuda": _native_cuda.info(),
         "jit": os.environ.get("SUBBIT_JIT", "") != "0",
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "optional": {name: _version_of(name) for name in _OPTIONAL},
@@ -72,7 +68,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         ("levels", f"{', '.join(found['levels'])}; active: {found['active_level']}{lowered}"),
         ("threads", f"{found['threads']} of {found['cpus']} CPUs"),
         ("OpenMP", ", ".join(openmp) + several if openmp else "no runtime found among the loaded libraries"),
-        ("CUDA", f"torch sees {'a' if cuda['available'] else 'no'} device; {cuda['why']}"),
+        ("CUDA", _cuda(cuda)),
         ("JIT", "allowed" if found["jit"] else "off: SUBBIT_JIT=0"),
         ("variables", ", ".join(f"{name}={value}" for name, value in found["variables"].items()) or "none set"),
     ]
@@ -81,6 +77,15 @@ def _lines(found: dict[str, Any]) -> list[str]:
         rows.append((name, given if given else f"missing, for {use}: pip install {name}"))
     width = max(len(name) for name, _ in rows)
     return [f"{name:{width}}  {value}" for name, value in rows]
+
+
+def _cuda(found: dict[str, Any]) -> str:
+    built = ", ".join(f"sm_{number}" for number in found["architectures"])
+    kernels = f"kernels for {built} (CUDA {found['cuda']})" if found["built"] else "no kernels"
+    if found["reason"]:
+        return f"{kernels}; not used: {found['reason']}"
+    devices = (f"{d['name']}{'' if d['supported'] else ', which they are not for'}" for d in found["devices"])
+    return f"{kernels}; {', '.join(devices)}"
 
 
 def _version_of(package: str) -> str | None:
