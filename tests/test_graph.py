@@ -488,6 +488,17 @@ class TestPrograms:
         """)
         subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=tmp_path)  # not the source tree
 
+    def test_ahead_of_time(self, tmp_path):
+        """AOTInductor makes a package of it, which calls the operators that this package registers."""
+        model = nn.Sequential(subbit_conv(), norm(), nn.ReLU(), subbit_conv(seed=1)).eval()
+        batch = torch.export.Dim("batch", min=1, max=64)
+        new, _ = rewrite_program(self.program(model, X, dynamic_shapes=({0: batch},)), folds=True)
+        path = torch._inductor.aoti_compile_and_package(new, package_path=str(tmp_path / "new.pt2"))
+        package = torch._inductor.aoti_load_package(path)
+        with torch.no_grad():
+            for images in (X, X[:1], torch.cat([X, X, X])):
+                torch.testing.assert_close(package(images), model(images), rtol=1e-5, atol=1e-3)
+
     def test_its_signature_stays(self):
         class Model(nn.Module):
             def __init__(self):

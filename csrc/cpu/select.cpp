@@ -213,7 +213,8 @@ std::string wanted_plan() {
   for (const char* known : {"", "auto", "sharing", "rows", "patches", "bits", "product", "dense"}) {
     if (name == known) return name == "auto" ? "" : name;
   }
-  throw std::invalid_argument("SUBBIT_PLAN must be auto, sharing, rows, patches, bits, product or dense, got '" + name + "'");
+  throw std::invalid_argument("SUBBIT_PLAN must be auto, sharing, rows, patches, bits, product or dense, got '" + name +
+                              "'");
 }
 
 }  // namespace subbit
