@@ -127,19 +127,50 @@ def _rows_in_order(x: Tensor) -> Tensor:
     return x if _native.rows_follow(x) else x.contiguous()
 
 
+def _input(call: Call) -> tuple[Tensor, Tensor | None]:
+    """X and x_nonzero with their memory; words contiguous, as kernels read them."""
+    x, x_nonzero = call.x, call.x_nonzero
+    _check_memory("x", x)
+    if not call.is_packed:
+        return x, x_nonzero
+    if x_nonzero is not None:
+        _check_memory("x_nonzero", x_nonzero)
+        x_nonzero = x_nonzero.contiguous()
+    return x.contiguous(), x_nonzero
+
+
+def _plain_arguments(call: Call) -> tuple[Any, ...]:
+    """Scale and bias, geometry and how signs are taken, in the order in which kernels take them."""
+    return (
+        _float_vector(call.scale),
+        _float_vector(call.bias),
+        _pair(call.stride),
+        _pair(call.padding),
+        _pair(call.dilation),
+        call.groups,
+        call.activation_bits,
+        call.sign_zero,
+    )
+
+
+def _epilogue_arguments(call: Call) -> dict[str, Any]:
+    """What follows scale and bias, by name."""
+    return {
+        "activation": call.activation,
+        "slope": _float_vector(call.slope),
+        "shift": _float_vector(call.shift),
+        "pack_shift": _float_vector(call.pack_shift),
+    }
+
+
 def _on_cpu(call: Call, sizes: _Sizes) -> _Outputs:
     """The compiled kernels where there are any for the unit, else the reference."""
     unit = cast("tuple[int, int, int]", tuple(call.unit))
     if unit not in _native.UNITS:
         return _by_reference(call, sizes)
-    x, x_nonzero, residual = call.x, call.x_nonzero, call.residual
-    _check_memory("x", x)
-    if call.is_packed:
-        x = x.contiguous()
-        if x_nonzero is not None:
-            _check_memory("x_nonzero", x_nonzero)
-            x_nonzero = x_nonzero.contiguous()
-    elif x.dtype != torch.float32:
+    x, x_nonzero = _input(call)
+    residual = call.residual
+    if not call.is_packed and x.dtype != torch.float32:
         x = x.to(torch.float32)
     if residual is not None:
         _check_memory("residual", residual)
@@ -151,22 +182,12 @@ def _on_cpu(call: Call, sizes: _Sizes) -> _Outputs:
         weight,
         x,
         y,
-        _float_vector(call.scale),
-        _float_vector(call.bias),
-        _pair(call.stride),
-        _pair(call.padding),
-        _pair(call.dilation),
-        call.groups,
-        call.activation_bits,
-        call.sign_zero,
+        *_plain_arguments(call),
+        **_epilogue_arguments(call),
         residual=residual,
-        activation=call.activation,
-        slope=_float_vector(call.slope),
-        shift=_float_vector(call.shift),
         x_nonzero=x_nonzero,
         plus=plus,
         nonzero=nonzero,
-        pack_shift=_float_vector(call.pack_shift),
         sizes=sizes,
     )
     if not is_done:
@@ -210,13 +231,8 @@ def _on_cuda(call: Call, sizes: _Sizes) -> _Outputs:
     unit = cast("tuple[int, int, int]", tuple(call.unit))
     if unit not in _native.UNITS or not _native_cuda.is_built():
         return _by_reference(call, sizes)
-    x, x_nonzero, residual = call.x, call.x_nonzero, call.residual
-    _check_memory("x", x)
-    if call.is_packed:
-        x = x.contiguous()
-        if x_nonzero is not None:
-            _check_memory("x_nonzero", x_nonzero)
-            x_nonzero = x_nonzero.contiguous()
+    x, x_nonzero = _input(call)
+    residual = call.residual
     dtype = call.dtype
     if residual is not None:
         _check_memory("residual", residual)
@@ -232,22 +248,12 @@ def _on_cuda(call: Call, sizes: _Sizes) -> _Outputs:
         weight,
         x,
         y,
-        _float_vector(call.scale),
-        _float_vector(call.bias),
-        _pair(call.stride),
-        _pair(call.padding),
-        _pair(call.dilation),
-        call.groups,
-        call.activation_bits,
-        call.sign_zero,
+        *_plain_arguments(call),
+        **_epilogue_arguments(call),
         residual=residual,
-        activation=call.activation,
-        slope=_float_vector(call.slope),
-        shift=_float_vector(call.shift),
         x_nonzero=x_nonzero,
         plus=plus,
         nonzero=nonzero,
-        pack_shift=_float_vector(call.pack_shift),
         is_bare=call.is_bare,
         sizes=sizes,
     )
