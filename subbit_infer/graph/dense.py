@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from subbit_infer.graph.constants import Constants
-from subbit_infer.graph.find import arguments
+from subbit_infer.graph.find import affine_of, arguments
 from subbit_infer.graph.sites import shape_of, site_of, sites
 
 aten = torch.ops.aten
@@ -29,22 +29,17 @@ def fold_dense_norms(module: fx.GraphModule, constants: Constants) -> None:
 
 
 def _fold(module: fx.GraphModule, constants: Constants, conv: fx.Node, norm: fx.Node) -> None:
-    a, b = arguments(conv), arguments(norm)
-    given = (a["weight"], a["bias"], b["weight"], b["bias"], b["running_mean"], b["running_var"])
-    found = [None if value is None else constants.tensor(value) for value in given]
-    if any(t is None and value is not None for t, value in zip(found, given, strict=True)):
+    a, affine = arguments(conv), affine_of(norm, constants)
+    weight = constants.tensor(a["weight"])
+    bias = None if a["bias"] is None else constants.tensor(a["bias"])
+    if affine is None or weight is None or (bias is None and a["bias"] is not None):
         return
-    weight, bias, gain, offset, mean, var = (None if t is None else t.detach().double() for t in found)
-    assert weight is not None
-    assert mean is not None
-    assert var is not None
-    factor = (var + b["eps"]).rsqrt()
-    factor = factor if gain is None else factor * gain
-    start = -mean if bias is None else bias - mean
-    total = start * factor if offset is None else start * factor + offset
+    gain, offset = affine
+    offset = offset if bias is None else bias.detach().double() * gain + offset
     with module.graph.inserting_before(conv):
-        new_weight = _attribute(module, f"{conv.name}_weight", weight * factor[:, None, None, None], a["weight"])
-        new_bias = _attribute(module, f"{conv.name}_bias", total, a["weight"])
+        scaled = weight.detach().double() * gain[:, None, None, None]
+        new_weight = _attribute(module, f"{conv.name}_weight", scaled, a["weight"])
+        new_bias = _attribute(module, f"{conv.name}_bias", offset, a["weight"])
     conv.args = (a["input"], new_weight, new_bias, a["stride"], a["padding"], a["dilation"], a["groups"])
     for user in list(norm.users):
         user.replace_all_uses_with(conv, propagate_meta=False)

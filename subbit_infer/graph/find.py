@@ -172,3 +172,20 @@ def _name(node: fx.Node, weight: Any) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
     return path or node.name
+
+
+def affine_of(norm: fx.Node, constants: Constants) -> tuple[Tensor, Tensor] | None:
+    """What a BatchNorm with running statistics multiplies each channel with and then adds: two float64 (C,).
+
+    None where it is in training, or something of it is not constant.
+    """
+    a = arguments(norm)
+    given = [a[name] for name in ("weight", "bias", "running_mean", "running_var")]
+    found = [None if value is None else constants.tensor(value) for value in given]
+    is_unknown = any(t is None and value is not None for t, value in zip(found, given, strict=True))
+    weight, bias, mean, var = (None if t is None else t.detach().double() for t in found)
+    if is_unknown or mean is None or var is None or a.get("training"):
+        return None
+    gain = (var + a["eps"]).rsqrt()
+    gain = gain if weight is None else gain * weight
+    return gain, -mean * gain if bias is None else bias - mean * gain

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from subbit_infer.graph.constants import Constants
-from subbit_infer.graph.find import arguments
+from subbit_infer.graph.find import affine_of, arguments
 from subbit_infer.graph.sites import Site, dtype_of, put, shape_of, sites
 
 aten = torch.ops.aten
@@ -55,28 +55,18 @@ def _put_behind(graph: fx.Graph, node: fx.Node, user: fx.Node, site: Site) -> fx
 
 def _norm(node: fx.Node, user: fx.Node, site: Site, constants: Constants) -> bool:
     """A BatchNorm with running statistics."""
-    a = arguments(user)
-    if user.args[0] is not node or a.get("training") or not site.is_linear_so_far or len(node.args) > 1:
+    if user.args[0] is not node or not site.is_linear_so_far or len(node.args) > 1:
         return False
     if user.target in _NORMS_OF_THREE and not _is_only_first_used(user):
         return False
     if not shape_of(node) or len(shape_of(node)) != site.dimensions_after_channels + 2:
         return False  # channels are the second dimension of what it sees
-    found = [
-        None if a[name] is None else constants.tensor(a[name])
-        for name in ("weight", "bias", "running_mean", "running_var")
-    ]
-    weight, bias, mean, var = (None if t is None else t.detach().double() for t in found)
-    if (
-        mean is None
-        or var is None
-        or any(t is None and a[n] is not None for t, n in zip(found, ("weight", "bias"), strict=False))
-    ):
+    affine = affine_of(user, constants)
+    if affine is None:
         return False
-    gain = (var + a["eps"]).rsqrt()
-    gain = gain if weight is None else gain * weight
+    gain, offset = affine
     _scale_by(site, gain)
-    _add(site, -mean * gain if bias is None else bias - mean * gain)
+    _add(site, offset)
     return True
 
 
