@@ -129,7 +129,7 @@ class Header:
             raise ValueError(f"{path} holds weights, not a model; read it with subbit_infer.load_weights")
         check_format(path, metadata, FORMAT, FORMAT_VERSION)
         layers, shared, orders = (json_object(path, metadata, key) for key in ("layers", "shared", "orders"))
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         for name, stored in shared.items():
             if not isinstance(stored, str) or stored not in shapes or name in shapes:
                 raise ValueError(f"{path}: the tensor {name!r} must share one of the file's, got {str(stored)[:80]!r}")
