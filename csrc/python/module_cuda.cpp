@@ -95,7 +95,7 @@ class Conv {
     set_x(operands, x, x_nonzero);
     operands.indices = pointer<const std::uint32_t>(indices);
     operands.codebook = pointer<const Codeword>(codebook);
-    operands.product_weight = pointer<const void>(product_weight);
+    operands.prepared_weight = pointer<const void>(product_weight);
     operands.scale = pointer<const float>(scale);
     operands.bias = pointer<const float>(bias);
     operands.residual = pointer<const void>(residual);
