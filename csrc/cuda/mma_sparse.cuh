@@ -1,5 +1,6 @@
-// What the sparse route (sparse.cuh) takes of the tensor cores beside mma.cuh: products whose left matrix is 2:4 sparse,
-// and the loads that turn a tile of [k][row] into the registers of a left matrix; and what they are on the host.
+// What the sparse route (sparse.cuh) takes of the tensor cores beside mma.cuh: products whose left matrix is 2:4
+// sparse, and the loads that turn a tile of [k][row] into the registers of a left matrix; and what they are on the
+// host.
 #pragma once
 
 #include <cstdint>
@@ -12,16 +13,17 @@ namespace subbit {
 // D (16x8) = A (16x32) B (32x8) + D by one warp, where of every four neighbours in a row of A two at most are not 0.
 //
 // Which lane holds what is the PTX ISA's ("Matrix Fragments for sparse mma.m16n8k32 with .f16 and .bf16 types" and its
-// metadata's figure; "Sparse matrix storage"). With g = lane / 4, t = lane % 4, and A's columns in eight groups of four:
+// metadata's figure; "Sparse matrix storage"). With g = lane / 4, t = lane % 4, and A's columns in eight groups of
+// four:
 //
 //     register   a0        a1        a2          a3          b0 ... b3: register i has of column g
 //     row        g         g + 8     g           g + 8       k = 8 i + 2 t and 8 i + 2 t + 1
 //     group      t         t         t + 4       t + 4       D: as of m16n8k16 (mma.cuh)
 //
-// A register of A holds the two kept numbers of its group. The metadata name them, a nibble a group: the two lowest bits
-// are the index of the first one in the group, the others that of the second. The selector i (0 or 1) picks the lanes
-// with t / 2 = i: of these, lane (g, t) gives groups 4 (t % 2) + 0 to 3, of row g in its bits 0 to 15, of row g + 8 in
-// bits 16 to 31. So one word a lane serves two products. Indices grow, so the ordered form will do.
+// A register of A holds the two kept numbers of its group. The metadata name them, a nibble a group: the two lowest
+// bits are the index of the first one in the group, the others that of the second. The selector i (0 or 1) picks the
+// lanes with t / 2 = i: of these, lane (g, t) gives groups 4 (t % 2) + 0 to 3, of row g in its bits 0 to 15, of row g +
+// 8 in bits 16 to 31. So one word a lane serves two products. Indices grow, so the ordered form will do.
 
 #if defined(__CUDACC__)
 
@@ -33,8 +35,7 @@ namespace subbit {
 #endif
 
 template <int kSelector>
-SUBBIT_DEVICE void mma_sparse(float (&d)[4], const FragmentA& a, const uint4& b, std::uint32_t metadata,
-                              __half) {
+SUBBIT_DEVICE void mma_sparse(float (&d)[4], const FragmentA& a, const uint4& b, std::uint32_t metadata, __half) {
   asm(SUBBIT_MMA_SP
       ".m16n8k32.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"

@@ -1,5 +1,4 @@
 #include "cuda/sparse.h"
-
 #include "cuda/sparse_run.cuh"
 #include "cuda/sparse_weight.cuh"
 

@@ -7,8 +7,8 @@
 // groups of four, one of them empty), which tensor cores multiply at twice the rate. Against the nine multiply-adds a
 // channel of a dense product, 4 codewords take 4 at twice the rate, 2/9, and 8 codewords 4/9.
 //
-// A block takes a box of at most 64 output pixels (sparse_box.h) and a tile of outputs, and goes through the channels in
-// stages of 16 or 32. Of each stage it
+// A block takes a box of at most 64 output pixels (sparse_box.h) and a tile of outputs, and goes through the channels
+// in stages of 16 or 32. Of each stage it
 //   1. copies its tile of x, halo included, [position][channels], asynchronously;
 //   2. makes the responses, by tensor cores too, rounds them to 16 bits and writes them to shared memory;
 //   3. adds the sparse products, whose weight (sparse_weight.h) comes straight from global memory, to its sums.
@@ -21,8 +21,8 @@
 // that each of the two sees, 0 elsewhere. With 4 codewords the 8 columns are both pixels'. Where two pixels see more (a
 // stride that is neither the dilation nor twice as much) each has an A of its own.
 //
-// Shared memory. Responses are [step][pixel][64 bytes], so that a lane's four registers of B in a sparse product are one
-// 16-byte load at 16 lane of 8 pixels: a quarter of a warp reads 128 bytes in a row, free of conflicts. The sparse
+// Shared memory. Responses are [step][pixel][64 bytes], so that a lane's four registers of B in a sparse product are
+// one 16-byte load at 16 lane of 8 pixels: a quarter of a warp reads 128 bytes in a row, free of conflicts. The sparse
 // product's lane t wants k = 8 i + 2 t of word i, and k = 4 j + codeword (or 8 j + codeword) for the step's channel j:
 // so codewords 2 q and 2 q + 1 of channel j are word (j / 2) of lane 2 (j % 2) + q (or word j of lane q). The 32 words
 // that a store of the fragments' lanes writes are those of two pixels (4 codewords), or of one pixel in two steps (8):
@@ -37,8 +37,9 @@
 // outputs leaves the tensor cores the bound there too. Making the weight's registers takes 8 of the 64 (or 32) clocks
 // that their products do. None of this is measured yet.
 //
-// Rounding. x and the signs are exact, a response is a float32 sum of nine numbers, rounded once to x's type; their sums
-// are float32. So with u = 2^-11 (float16) or 2^-8 (bfloat16), and at most u_min = 2^-25 (float16) for tiny responses,
+// Rounding. x and the signs are exact, a response is a float32 sum of nine numbers, rounded once to x's type; their
+// sums are float32. So with u = 2^-11 (float16) or 2^-8 (bfloat16), and at most u_min = 2^-25 (float16) for tiny
+// responses,
 //     |error| <= sum over c of (u |R| + u_min) + the float32 sums' own,
 // and integers are exact while every |R| is at most 2048 or 256. float32 is split into three bfloat16 parts, as are its
 // responses, both exactly (arrange.cuh); a response is 27 additions, a sum one for each channel and part. The tensor
@@ -108,8 +109,9 @@ struct Sparse {
   using Epilogue = TileEpilogue<Tile::kOutputs, Tile::kThreads>;
   using Outputs = typename Epilogue::Outputs;
   static constexpr int kThreads = Tile::kThreads;
-  // So that a thread may have 255, or 168, registers.
-  static constexpr int kBlocksPerMultiprocessor = (Tile::kM * Tile::kN > 16 ? 8 : 12) / Tile::kWarps;
+  // Twelve warps may have 168 registers a thread, eight 255.
+  static constexpr int kBlocksPerMultiprocessor =
+      (Tile::kM * Tile::kN > 16 || Kind::kParts > 1 ? 8 : 12) / Tile::kWarps;
   static constexpr int kSteps = Kind::kSteps, kParts = Kind::kParts;
   static constexpr int kFragmentChannels = 16;
   static constexpr int kPieces = Kind::kStageChannels * 2 / kSparsePieceBytes;  // of a position of a stage
@@ -210,7 +212,7 @@ struct Sparse {
       multiply(responses_of(s), s, sums, words, at);
     }
     wait_for_copies<0>();
-    auto& shared_sums = *reinterpret_cast<float(*)[kRoundPixels][kSumRow]>(made);
+    auto& shared_sums = *reinterpret_cast<float (*)[kRoundPixels][kSumRow]>(made);
     SUBBIT_UNROLL
     for (int round = 0; round < kRounds; ++round) {
       __syncthreads();  // nobody reads responses, or the sums of the last round, any more
@@ -233,8 +235,7 @@ struct Sparse {
       const int pair = i / 2, box_line = pair / box.pairs, box_image = box_line / box.rows;
       const int box_row = box_line - box_image * box.rows, box_column = 2 * (pair - box_line * box.pairs) + i % 2;
       const std::int64_t image = first_image + box_image, row = first_row + box_row, column = first_column + box_column;
-      const bool is_there =
-          pair < pairs && image < conv.batch && row < conv.out_height && column < conv.out_width;
+      const bool is_there = pair < pairs && image < conv.batch && row < conv.out_height && column < conv.out_width;
       fixed().pixels[i] = {is_there ? static_cast<std::int32_t>(image) : -1, static_cast<std::int32_t>(row),
                            static_cast<std::int32_t>(column)};
       if (i % 2 == 0) {
@@ -252,8 +253,7 @@ struct Sparse {
       const std::int64_t image = first_image + box_image;
       const std::int64_t row = first_row * conv.stride_h - conv.pad_h + box_row;
       const std::int64_t column = first_column * conv.stride_w - conv.pad_w + box_column;
-      const bool is_there =
-          image < conv.batch && row >= 0 && row < conv.height && column >= 0 && column < conv.width;
+      const bool is_there = image < conv.batch && row >= 0 && row < conv.height && column >= 0 && column < conv.width;
       Position position;
       position.from = is_there ? image * a.x.n + row * a.x.h + column * a.x.w + group * a.x.group : -1;
       position.to = box_image * box.image_bytes + box_row * box.row_bytes + box_column * box.position_bytes;
@@ -328,7 +328,6 @@ struct Sparse {
   static SUBBIT_DEVICE void respond_to(const SparseArgs& a, const unsigned char* tile, unsigned char* to,
                                        const Responder& responder, const Place& at) {
     constexpr int kBoth = kIsPaired ? 1 : 2;  // loads of a pair
-    SUBBIT_UNROLL
     for (int first = 0; first < kWarpPairs; first += kBatch) {
       const int first_pair = at.warp * kWarpPairs + first;
       const int4 offsets = *reinterpret_cast<const int4*>(&fixed().pairs[first_pair]);
@@ -380,8 +379,8 @@ struct Sparse {
       const Parts one = split(first), other = split(second);
       SUBBIT_UNROLL
       for (int part = 0; part < kParts; ++part) {
-        *reinterpret_cast<std::uint32_t*>(to + part * kPartBytes) =
-            one.part[part] | std::uint32_t{other.part[part]} << 16;
+        *reinterpret_cast<std::uint32_t*>(to + part * kPartBytes) = one.part[part] | std::uint32_t{other.part[part]}
+                                                                                         << 16;
       }
     }
   }
@@ -426,8 +425,8 @@ struct Sparse {
       uint4 of_pixels[Tile::kN];  // pixel g of each eight
       SUBBIT_UNROLL
       for (int n = 0; n < Tile::kN; ++n) {
-        of_pixels[n] = *reinterpret_cast<const uint4*>(from + part * kPartBytes +
-                                                       n * kFragmentPixels * kSparseStepBytes);
+        of_pixels[n] =
+            *reinterpret_cast<const uint4*>(from + part * kPartBytes + n * kFragmentPixels * kSparseStepBytes);
       }
       SUBBIT_UNROLL
       for (int m = 0; m < Tile::kM; ++m) {
@@ -478,8 +477,7 @@ struct Sparse {
         const std::int64_t row = pixel.row * conv.stride_h - conv.pad_h + tap / kTaps * conv.dilation_h;
         const std::int64_t column = pixel.column * conv.stride_w - conv.pad_w + tap % kTaps * conv.dilation_w;
         if (row < 0 || row >= conv.height || column < 0 || column >= conv.width) continue;
-        const std::int64_t from =
-            pixel.image * a.x.n + row * a.x.h + column * a.x.w + group * a.x.group + channel * 2;
+        const std::int64_t from = pixel.image * a.x.n + row * a.x.h + column * a.x.w + group * a.x.group + channel * 2;
         float x = 0.0f;
         SUBBIT_UNROLL
         for (int part = 0; part < kParts; ++part) {

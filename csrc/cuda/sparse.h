@@ -12,8 +12,8 @@ namespace subbit {
 // that fits a block's shared memory, which large strides and dilations do not; see sparse_run.cuh.
 bool can_run_sparse(const CudaParams& params);
 
-// Bytes of a prepared weight. They, and what is in them, depend on the number of codewords, channels, outputs and groups
-// alone.
+// Bytes of a prepared weight. They, and what is in them, depend on the number of codewords, channels, outputs and
+// groups alone.
 std::int64_t sparse_weight_bytes(const CudaParams& params);
 
 // Makes the prepared weight, 16-byte aligned, of packed indices as CudaOperands has them.

@@ -15,8 +15,8 @@ constexpr int kSparsePieceBytes = 16;
 constexpr int kTaps = 3;  // of a row or a column of a kernel
 
 // How a kernel whose x is so many 16-bit parts, and whose channels have places for so many codewords, goes through the
-// channels: in stages of 16, which is what a fragment of responses has, or of 32 where four steps of products take them.
-// Responses have two buffers, or one where they are three parts.
+// channels: in stages of 16, which is what a fragment of responses has, or of 32 where four steps of products take
+// them. Responses have two buffers, or one where they are three parts.
 constexpr int sparse_stage_steps(int parts, int slots) { return parts == 1 || slots == 8 ? 4 : 2; }
 constexpr int sparse_stage_channels(int parts, int slots) {
   return sparse_stage_steps(parts, slots) * sparse_step_channels(slots);

@@ -47,8 +47,7 @@ struct PrepareSparseWeight {
         const std::uint32_t kept = sparse_group(a, group, output + r % 2 * 8, step + s, t + r / 2 * 4);
         ones |= (kept & 1) << bit | (kept >> 1 & 1) << (16 + bit);
         const int h = bit / 8, n = bit % 8;
-        const std::uint32_t named =
-            sparse_group(a, group, output + n / 4 * 8, step + 2 * h + t / 2, n % 4 + t % 2 * 4);
+        const std::uint32_t named = sparse_group(a, group, output + n / 4 * 8, step + 2 * h + t / 2, n % 4 + t % 2 * 4);
         pairs |= (named >> 2) << (4 * n + h);
       }
       a.words[i] = make_uint2(ones, pairs);

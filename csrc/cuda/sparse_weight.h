@@ -7,7 +7,8 @@
 // numbers is 1, its high bit whether the kept ones are the first two or the last two; of one that has not, both are 0.
 //
 //   [group][16 outputs][four steps][lane] two words. Lane (g, t):
-//     ones    bit 16 e + 8 (s / 2) + 4 (s % 2) + r: number e of register r in step s is 1. So for the bits b = 0 to 7 of
+//     ones    bit 16 e + 8 (s / 2) + 4 (s % 2) + r: number e of register r in step s is 1. So for the bits b = 0 to 7
+//     of
 //             either pair of steps `(ones & 0x00010001 << b) * (0x3c00 >> b)` is a register of two halves of 0 or 1.
 //     pairs   bit 4 n + h: group n % 4 + 4 (t % 2) of output g + 8 (n / 4) in step 2 h + t / 2 keeps its last two. So
 //             `(pairs >> h & 0x11111111) * 10 + 0x44444444` are the metadata of steps 2 h and 2 h + 1 for the selectors

@@ -46,8 +46,7 @@ inline CudaParams params_of(const ConvCall& c) {
 inline CudaOperands operands_of(const ConvCall& c) {
   CudaOperands o;
   o.x = c.x;
-  o.x_plus = static_cast<const std::uint64_t*>(c.x_plus),
-  o.x_nonzero = static_cast<const std::uint64_t*>(c.x_nonzero);
+  o.x_plus = static_cast<const std::uint64_t*>(c.x_plus), o.x_nonzero = static_cast<const std::uint64_t*>(c.x_nonzero);
   o.scale = static_cast<const float*>(c.scale), o.bias = static_cast<const float*>(c.bias);
   o.residual = c.residual;
   o.slope = static_cast<const float*>(c.slope), o.shift = static_cast<const float*>(c.shift);

@@ -63,8 +63,8 @@ void sparse_plan(const ConvCall* call, std::int64_t* plan) {
   });
 }
 
-// The banks of the 16 bytes that the first 8 rows of a matrix of positions are read from: 3 x span, rows of a tile of so
-// many columns.
+// The banks of the 16 bytes that the first 8 rows of a matrix of positions are read from: 3 x span, rows of a tile of
+// so many columns.
 void sparse_banks(int columns, int span, int pieces, int* banks) {
   for (int k = 0; k < 8; ++k) {
     banks[k] = (k / span * sparse_row_bytes(columns, span, pieces) + k % span * sparse_position_bytes(pieces)) % 128;
