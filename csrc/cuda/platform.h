@@ -11,6 +11,7 @@
 #define SUBBIT_DEVICE __device__ __forceinline__
 #define SUBBIT_HOST_DEVICE __host__ __device__ __forceinline__
 #define SUBBIT_UNROLL _Pragma("unroll")
+#define SUBBIT_ROLLED _Pragma("unroll 1")  // the loop stays one: where code is long and runs once
 
 namespace subbit {
 
@@ -29,6 +30,7 @@ SUBBIT_DEVICE unsigned char* shared_memory() {
 #define SUBBIT_DEVICE inline
 #define SUBBIT_HOST_DEVICE inline
 #define SUBBIT_UNROLL
+#define SUBBIT_ROLLED
 
 #endif
 

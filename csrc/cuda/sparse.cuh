@@ -187,25 +187,21 @@ struct Sparse {
     Words words = {}, next_words = {};
     load_words(a, next_words, 0, outputs, at);
     fill_next(0);
-    if constexpr (Kind::kBuffers == 2) {
-      fill_next(1);
-      wait_for_copies<1>();
-      __syncthreads();
-      respond(a, tile_of(0), responses_of(0), responder, at);
-    }
-    for (int s = 0; s < stages; ++s) {
-      wait_for_copies<0>();
+    if constexpr (Kind::kBuffers == 2) fill_next(1);
+    for (int s = 1 - Kind::kBuffers; s < stages; ++s) {  // with two buffers, responses are one stage ahead
+      if (s < 0) {
+        wait_for_copies<1>();
+      } else {
+        wait_for_copies<0>();
+      }
       // The tile that was awaited is there for all, and so are the responses of stage s where they were made before.
       // Nobody reads the tile and the responses any more that are overwritten now.
       __syncthreads();
-      if constexpr (Kind::kBuffers == 2) {
-        fill_next(s + 2);
-        if (s + 1 < stages) respond(a, tile_of(s + 1), responses_of(s + 1), responder, at);
-      } else {
-        fill_next(s + 1);
-        respond(a, tile_of(s), responses_of(s), responder, at);
-        __syncthreads();
-      }
+      if (s >= 0) fill_next(s + Kind::kBuffers);
+      const int made_now = s + Kind::kBuffers - 1;
+      if (made_now < stages) respond(a, tile_of(made_now), responses_of(made_now), responder, at);
+      if constexpr (Kind::kBuffers == 1) __syncthreads();
+      if (s < 0) continue;
       SUBBIT_UNROLL
       for (int m = 0; m < Tile::kM; ++m) words[m] = next_words[m];
       if (s + 1 < stages) load_words(a, next_words, s + 1, outputs, at);
@@ -328,6 +324,7 @@ struct Sparse {
   static SUBBIT_DEVICE void respond_to(const SparseArgs& a, const unsigned char* tile, unsigned char* to,
                                        const Responder& responder, const Place& at) {
     constexpr int kBoth = kIsPaired ? 1 : 2;  // loads of a pair
+    SUBBIT_ROLLED
     for (int first = 0; first < kWarpPairs; first += kBatch) {
       const int first_pair = at.warp * kWarpPairs + first;
       const int4 offsets = *reinterpret_cast<const int4*>(&fixed().pairs[first_pair]);
@@ -471,8 +468,10 @@ struct Sparse {
     const ConvParams& conv = a.params.conv;
     const PackedIndices indices{a.operands.indices, a.index_row_words, a.weight.tau};
     float sum = 0.0f;
+    SUBBIT_ROLLED
     for (std::int64_t channel = 0; channel < a.weight.group_channels; ++channel) {
       const std::uint32_t codeword = a.operands.codebook[indices.at(output, channel)];
+      SUBBIT_ROLLED
       for (int tap = 0; tap < kTaps * kTaps; ++tap) {
         const std::int64_t row = pixel.row * conv.stride_h - conv.pad_h + tap / kTaps * conv.dilation_h;
         const std::int64_t column = pixel.column * conv.stride_w - conv.pad_w + tap % kTaps * conv.dilation_w;
