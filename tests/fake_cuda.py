@@ -70,7 +70,11 @@ class Conv:
         self.given = given
 
     def can_run(self, route: str) -> bool:
-        return route in self.module.routes
+        given = self.given
+        has_kernel = route != "sparse" or (
+            given["unit"] == UNIT_3X3 and given["codewords"] <= 8 and not given["binary"] and given["x_strides"] is not None
+        )
+        return route in self.module.routes and has_kernel
 
     def scratch_bytes(self, route: str, x: int, x_nonzero: int) -> int:
         assert x

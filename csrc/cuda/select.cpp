@@ -182,7 +182,7 @@ class Model {
 
   // Clocks of a channel of a block's box by the tensor cores and by shared memory: sparse.cuh has the arithmetic.
   double sparse() const {
-    constexpr double kMmaMacs = 2048, kFragmentBytes = 512, kFragmentChannels = 16;
+    constexpr double kMmaMacs = 2048, kFragmentBytes = 512, kFragmentChannels = 16, kFullWarps = 8;
     const CudaParams params = sparse_params();
     const auto [outputs, box] = plan_sparse(params);
     const double slots = sparse_slots_of(params), fragments = (box.is_paired() ? 1 : 2) * kBoxPairs / kFragmentChannels;
@@ -196,8 +196,10 @@ class Model {
     const std::int64_t stage = sparse_stage_channels(sparse_parts_of(params), sparse_slots_of(params));
     const double clocks = number(round_up(p_.units, stage)) * std::max(tensor, shared) / kOurs;
     const double rounds = number(ceil_div(SparsePlan{outputs, box}.blocks(params), gpu_.multiprocessors));
+    // A block goes from stage to stage by barriers; a multiprocessor is busy with eight warps of several, or of one.
+    const double busy = std::min(1.0, rounds * sparse_warps(outputs) / kFullWarps);
     return arranging() + pass(0) +
-           std::max(rounds * clocks / (rates_.gigahertz * 1e3), streamed(arranged_bytes() + output_bytes()));
+           std::max(rounds * clocks / busy / (rates_.gigahertz * 1e3), streamed(arranged_bytes() + output_bytes()));
   }
 
   // cuDNN's convolution of the decoded weight, and what has to be done before and after it by kernels of their own

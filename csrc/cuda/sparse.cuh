@@ -89,7 +89,7 @@ struct SparseTile {
   static constexpr int kM = kM_, kN = kN_, kWarpsM = kWarpsM_, kWarpsN = kWarpsN_, kWarps = kWarpsM * kWarpsN;
   static constexpr int kOutputs = kFragmentOutputs * kM * kWarpsM;
   static constexpr int kThreads = kWarpLanes * kWarps;
-  static_assert(kFragmentPixels * kN * kWarpsN == kBoxPixels);
+  static_assert(kFragmentPixels * kN * kWarpsN == kBoxPixels && kWarps == sparse_warps(kOutputs));
 };
 
 struct SparseArgs {

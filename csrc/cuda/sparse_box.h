@@ -33,6 +33,7 @@ constexpr int sparse_fixed_bytes(int outputs) { return kBoxPixels * 12 + kBoxPai
 constexpr int sparse_response_bytes(int parts, int slots) {
   return sparse_response_buffers(parts) * parts * sparse_stage_steps(parts, slots) * kSparseStepRow;
 }
+constexpr int sparse_warps(int outputs) { return outputs > 64 ? 4 : 2; }
 constexpr int sparse_rounds(int outputs) { return outputs > 128 ? 2 : 1; }
 constexpr int sparse_sum_row(int outputs) { return outputs + 5; }  // floats; why 5: product.cuh
 
