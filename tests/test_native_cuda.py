@@ -372,7 +372,7 @@ class TestPlans:
 
     def test_unknown_names_are_refused(self, module, monkeypatch):
         monkeypatch.setenv("SUBBIT_PLAN", "magic")
-        with pytest.raises(ValueError, match=r"SUBBIT_PLAN must be auto, .*, product or dense, got 'magic'"):
+        with pytest.raises(ValueError, match=r"SUBBIT_PLAN must be auto, .*, sparse or dense, got 'magic'"):
             conv(integers(2, 8, 5, 6), packed()[0])
 
     def test_a_size_is_planned_once(self, module, monkeypatch):
