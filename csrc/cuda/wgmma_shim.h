@@ -47,11 +47,7 @@ struct AsyncProducts {
   std::deque<std::vector<AsyncProduct> > groups{1};  // the last one is open
   std::size_t started = 0;
   int fences = 0;
-  struct Seen {
-    FragmentA a;
-    int fences;
-  };
-  std::map<const FragmentA*, Seen> seen;  // what registers held when products last read them, and the fences before
+  std::map<const FragmentA*, FragmentA> fenced;  // what registers that products have read held at the last fence
 };
 
 inline AsyncProducts& async_products() {
@@ -68,13 +64,12 @@ inline std::uint64_t descriptor_of_warpgroup(int warpgroup, std::size_t number, 
   return all.emplace(std::pair{warpgroup, number}, mine).first->second;
 }
 
+// Fragments live as long as the block: the fences look at those of earlier products.
 inline void check_registers(AsyncProducts& products, const FragmentA& a) {
-  const auto [found, is_new] = products.seen.try_emplace(&a, AsyncProducts::Seen{a, 0});
-  const bool changed = is_new || std::memcmp(found->second.a.r, a.r, sizeof a.r) != 0;
-  if (changed && products.fences == found->second.fences) {
+  const FragmentA& fenced = products.fenced.try_emplace(&a, a).first->second;
+  if (products.fences == 0 || std::memcmp(fenced.r, a.r, sizeof a.r) != 0) {
     throw std::runtime_error("registers of a product have changed, and no fence came after that");
   }
-  found->second = {a, products.fences};
 }
 
 // The places that a product reads, each once.
@@ -139,7 +134,11 @@ inline void fence_for_products() {
   block.async().fence(block.running(), block.barriers());
 }
 
-inline void fence_registers() { ++shim::async_products().fences; }
+inline void fence_registers() {
+  shim::AsyncProducts& products = shim::async_products();
+  ++products.fences;
+  for (auto& [registers, held] : products.fenced) held = *registers;
+}
 inline void commit_products() { shim::async_products().groups.emplace_back(); }
 template <int kGroups>
 void wait_for_products() {
