@@ -33,8 +33,9 @@ class Call(ctypes.Structure):
     _fields_ = tuple(
         (name, kind)
         for kind, names in {
-            ctypes.c_int64: ("unit", "binary", "sign_zero", "activation", "element", "codewords", "tile", "capability", "batch",
-                             "in_channels", "height", "width", "out_channels", "out_height", "out_width", "groups"),
+            ctypes.c_int64: ("unit", "binary", "sign_zero", "activation", "element", "codewords", "tile", "capability",
+                             "batch", "in_channels", "height", "width", "out_channels", "out_height", "out_width",
+                             "groups"),
             ctypes.c_int64 * 2: ("stride", "pad", "dilation"),
             ctypes.c_int64 * 4: ("x_strides", "y_strides", "residual_strides"),
             ctypes.c_void_p: ("x", "x_plus", "x_nonzero", "indices", "codebook", "scale", "bias", "residual", "slope",
@@ -164,7 +165,8 @@ def call_of(
     _, out_channels, out_height, out_width = layer.sizes()
     call = Call(
         int(layer.unit == UNIT_1X1), int(binary), sign_zero, ACTIVATIONS.index(epilogue.activation),
-        ELEMENTS.index(element), layer.codewords, tile, capability, n, c, h, w, out_channels, out_height, out_width, layer.groups,
+        ELEMENTS.index(element), layer.codewords, tile, capability, n, c, h, w,
+        out_channels, out_height, out_width, layer.groups,
         *((ctypes.c_int64 * 2)(*pair) for pair in (layer.stride, layer.padding, layer.dilation)),
         strides(None if packed else x), strides(y), strides(epilogue.residual),
         None if packed else pointer(x), pointer(x.plus) if packed else None, pointer(x.nonzero) if packed else None,
@@ -264,7 +266,13 @@ def test_the_emulated_product_of_a_warpgroup_is_there_when_it_is_waited_for(libr
 
 @pytest.mark.parametrize(
     ("without", "said"),
-    [(2, "not fenced"), (3, "not fenced|by no barrier"), (4, "no fence came after"), (5, "overwrites"), (6, "different matrices")],
+    [
+        (2, "not fenced"),
+        (3, "not fenced|by no barrier"),
+        (4, "no fence came after"),
+        (5, "overwrites"),
+        (6, "different matrices"),
+    ],
 )
 def test_the_emulated_product_of_a_warpgroup_sees_what_numbers_do_not_show(library, without, said):
     with pytest.raises(AssertionError, match=said):
@@ -472,11 +480,13 @@ def test_the_tile_follows_from_sizes(library):
         assert torch.equal(run(library, layer, x, element=torch.float16), expected(layer, x).half())
 
 
-# 128 x 128 or 128 x 64 pixels and 64 channels a stage: one less, as many, and one more of each.
+# A tile of 128 outputs, 128 or 64 pixels and 64 channels a stage: less, as many, more; and more tiles.
 @pytest.mark.parametrize("element", ELEMENTS)
-@pytest.mark.parametrize(("channels", "outputs", "width"), [(56, 127, 63), (64, 128, 64), (72, 129, 65), (136, 160, 129)])
+@pytest.mark.parametrize(
+    ("channels", "outputs", "width"), [(56, 127, 127), (64, 128, 128), (72, 129, 129), (136, 160, 257)]
+)
 def test_wgmma_at_the_edges_of_its_tile(library, channels, outputs, width, element):
-    layer = Layer(UNIT_1X1, (2, channels, 1, width), outputs, codewords=32)
+    layer = Layer(UNIT_1X1, (1, channels, 1, width), outputs, codewords=32)
     x = integers(*layer.shape).to(element)
     assert torch.equal(run(library, layer, x, element=element, tile=WGMMA), expected(layer, x).to(element))
 
@@ -485,8 +495,12 @@ def test_wgmma_at_the_edges_of_its_tile(library, channels, outputs, width, eleme
 def test_wgmma_is_taken_on_hopper_where_its_tile_fills_the_device(library, element):
     pixels = 64 if element == torch.float32 else 128
     for rows, capability, binary, is_wgmma in (
-        (128, H100, False, 1), (127, H100, False, 0), (128, H100, True, 0), (128, A100, False, 0), (128, B200, False, 0),
-    ):  # fmt: skip
+        (128, H100, False, 1),
+        (127, H100, False, 0),
+        (128, H100, True, 0),
+        (128, A100, False, 0),
+        (128, B200, False, 0),
+    ):
         layer = Layer(UNIT_1X1, (1, 8, rows, pixels), 1)
         x = integers(*layer.shape).to(element)
         options = {"element": element, "capability": capability, "binary": binary}
