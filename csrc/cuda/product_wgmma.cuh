@@ -15,13 +15,17 @@
 // operations and 128 bytes of shared memory). A stage of a tile of 128 outputs x 128 pixels is 512 clocks of the tensor
 // cores. They read x for both warpgroups, 32 KiB, 256 clocks; copies write 16 KiB, 128 clocks: three quarters of what
 // shared memory gives. Its signs are decoded by 8 warps x 16 registers x 2 operations, 128 clocks of another pipe. 16
-// KiB a stage from the second-level cache are 32 bytes a clock and multiprocessor: at an H100's some 5.5 TB/s, 24
-// bytes, this is the bound, three quarters of the tensor cores' rate. float32: three times the products for three times
-// the bytes, with half the pixels; the same shares. None of this is measured yet.
+// KiB a stage from the second-level cache are 32 bytes a clock and multiprocessor: if it gives some 5.5 TB/s, 24 bytes,
+// as is assumed here, that is the bound, three quarters of the tensor cores' rate; only more outputs a block would move
+// it. float32: three times the products for three times the bytes, with half the pixels; the same shares. None of this
+// is measured yet.
 //
-// Two blocks a multiprocessor (128 registers a thread, 71 or 75 KiB each), so that one multiplies while the other waits
+// Two blocks a multiprocessor (128 registers a thread, 71 or 77 KiB each), so that one multiplies while the other waits
 // at a barrier, adds up a stage or is in its epilogue. 128 pixels for halves and not 256, whose sums alone would be 128
 // registers.
+//
+// Sums are added up as HalvesKind says, with k = 64 numbers a stage; that wgmma rounds no worse than mma.sync is
+// assumed.
 //
 // The stages. Copies of stage s + kAhead are started while the products of stage s go on, into the place of a stage
 // whose products every warpgroup has waited for before the barrier of stage s: of halves, whose products of the last
