@@ -347,7 +347,7 @@ struct Product {
 
   // Two halves of +-1: of bits `bit` and `bit` + 16, which become their signs.
   static SUBBIT_DEVICE std::uint32_t ones(std::uint32_t signs, int bit) {
-    return (signs << (15 - bit) & 0x80008000u) | Kind::kOnes;
+    return with_signs(Kind::kOnes, signs << (15 - bit));
   }
 
   static SUBBIT_DEVICE void multiply_halves(const unsigned char* stage, Sums& sums, const Signs& signs,

@@ -176,7 +176,7 @@ struct WgmmaProduct {
     const std::uint32_t words[2] = {slice % 2 == 0 ? signs.x : signs.z, slice % 2 == 0 ? signs.y : signs.w};
     FragmentA w;
     SUBBIT_UNROLL
-    for (int r = 0; r < 4; ++r) w.r[r] = (words[r / 2] << (shift - r % 2) & 0x80008000u) | Kind::kOnes;
+    for (int r = 0; r < 4; ++r) w.r[r] = with_signs(Kind::kOnes, words[r / 2] << (shift - r % 2));
     return w;
   }
 
