@@ -145,7 +145,7 @@ class TestOracle:
     def test_image_sizes(self, plan, activation_bits, unit, size):
         check(plan, activation_bits, unit, 40, 16, 32, size, padding=(1, 1), batch=3)
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("dtype", DTYPES)
     def test_large_tiles(self, plan, activation_bits, dtype):
         # Enough blocks that both routes take their largest tiles, floats by wgmma where the device has it.
         for unit in (UNIT_3X3, UNIT_1X1):

@@ -21,7 +21,8 @@
 //
 // The small tile, 32 outputs x 16 pixels, is for calls that the large one would leave most of the device idle in: its
 // four warps take every fourth step each, and their sums are added in the order of the warps. So the order of
-// additions depends on the tile, and the tile on sizes alone, never on the device: equal calls give equal bits.
+// additions depends on the tile, and the tile on sizes alone, not on the device: equal calls give equal bits on every
+// device that runs the same instructions (Hopper's wgmma adds floats up in another order; sums of bits are exact).
 //
 // Sums go through shared memory to the epilogue, so that lanes lie along outputs or along pixels, as y has them, and so
 // that the epilogue's code is there once and not for each of 128 sums. Their rows are 32 k + 5 floats apart: lanes

@@ -92,7 +92,7 @@ Status start_tile(ProductArgs args, Stream stream) {
 }
 
 // As many blocks as the devices in question have multiprocessors (108 to 144). A constant, so that the bits of a result
-// do not depend on the device.
+// depend on the device no more than its instructions make them.
 constexpr std::int64_t kEnoughBlocks = 128;
 
 template <class Tile>
