@@ -145,10 +145,13 @@ class TestOracle:
     def test_image_sizes(self, plan, activation_bits, unit, size):
         check(plan, activation_bits, unit, 40, 16, 32, size, padding=(1, 1), batch=3)
 
-    def test_large_tiles(self, plan, activation_bits):
-        # Enough blocks that both routes take their largest tiles.
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_large_tiles(self, plan, activation_bits, dtype):
+        # Enough blocks that both routes take their largest tiles, floats by wgmma where the device has it.
         for unit in (UNIT_3X3, UNIT_1X1):
-            check(plan, activation_bits, unit, 130, 72, 32, (57, 55), padding=(1, 1), batch=6)
+            check(plan, activation_bits, unit, 130, 72, 32, (57, 55), padding=(1, 1), batch=6, dtype=dtype)
+        options = {"stride": (2, 1), "dilation": (1, 2), "padding": (0, 3), "groups": 2, "dtype": dtype}
+        check(plan, activation_bits, UNIT_3X3, 320, 208, 256, (57, 55), batch=6, **options)
 
     @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1), (1, 4), (5, 2)])
     @pytest.mark.parametrize("dilation", [(1, 1), (2, 2), (3, 1), (1, 3)])

@@ -154,6 +154,7 @@ class TestModule:
         "codewords": 32, "element": 0, "x_shape": (2, 8, 5, 6), "x_strides": (240, 30, 6, 1), "y_shape": (2, 10, 3, 4),
         "y_strides": (120, 12, 4, 1), "residual_strides": None, "packs": False, "stride": (1, 1), "padding": (0, 0),
         "dilation": (1, 1), "groups": 1, "binary": False, "sign_zero": False, "activation": 0,
+        "capability": 90,
     }  # fmt: skip
 
     def conv(self, **changes):

@@ -16,7 +16,7 @@ namespace subbit {
 
 // The block's dynamic shared memory.
 SUBBIT_DEVICE unsigned char* shared_memory() {
-  extern __shared__ __align__(128) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
   return memory;
 }
 
