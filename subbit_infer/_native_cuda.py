@@ -183,6 +183,7 @@ def planned(
         binary=activation_bits == 1,
         sign_zero=bool(sign_zero) and not packed,
         activation=ACTIVATIONS.index(activation),
+        capability=_cuda_device.device_of(x.device).capability,
     )
     has_zeros = x_nonzero is not None if packed else True  # the sign of NaN is 0
     is_channels_last = not packed and x.stride(1) == 1

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import UNIT_1X1, UNIT_3X3, dense_weight
 
-from subbit_infer import _cuda_plan
+from subbit_infer import _cuda_device, _cuda_plan
 from subbit_infer.activations import pack_signs, unpack_signs, word_count
 from subbit_infer.epilogue import ACTIVATIONS, Epilogue
 
@@ -66,13 +66,17 @@ class Conv:
     """A convolution of settled sizes."""
 
     def __init__(self, module: Module, given: dict[str, Any]) -> None:
+        assert given["capability"] == _cuda_device.device_of(torch.device("cuda")).capability
         self.module = module
         self.given = given
 
     def can_run(self, route: str) -> bool:
         given = self.given
         has_kernel = route != "sparse" or (
-            given["unit"] == UNIT_3X3 and given["codewords"] <= 8 and not given["binary"] and given["x_strides"] is not None
+            given["unit"] == UNIT_3X3
+            and given["codewords"] <= 8
+            and not given["binary"]
+            and given["x_strides"] is not None
         )
         return route in self.module.routes and has_kernel
 

@@ -10,7 +10,19 @@ import torch
 import torch.nn.functional as F
 from helpers import UNIT_1X1, UNIT_3X3, dense_weight, expected_conv, integers, random_weight, signs
 
-from subbit_infer import PackedActivations, PackedWeight, _cuda_weight, _native_cuda, conv, explain, linear, nn, pack
+from subbit_infer import (
+    PackedActivations,
+    PackedWeight,
+    _cuda_weight,
+    _native_cuda,
+    conv,
+    convert,
+    explain,
+    linear,
+    models,
+    nn,
+    pack,
+)
 from subbit_infer.epilogue import Epilogue
 
 REASON = _native_cuda.reason()
@@ -152,10 +164,13 @@ class TestOracle:
     def test_image_sizes(self, plan, activation_bits, unit, size):
         check(plan, activation_bits, unit, 40, 16, 32, size, padding=(1, 1), batch=3)
 
-    def test_large_tiles(self, plan, activation_bits):
-        # Enough blocks that both routes take their largest tiles.
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_large_tiles(self, plan, activation_bits, dtype):
+        # Enough blocks that both routes take their largest tiles, floats by wgmma where the device has it.
         for unit in (UNIT_3X3, UNIT_1X1):
-            check(plan, activation_bits, unit, 130, 72, 32, (57, 55), padding=(1, 1), batch=6)
+            check(plan, activation_bits, unit, 130, 72, 32, (57, 55), padding=(1, 1), batch=6, dtype=dtype)
+        options = {"stride": (2, 1), "dilation": (1, 2), "padding": (0, 3), "groups": 2, "dtype": dtype}
+        check(plan, activation_bits, UNIT_3X3, 320, 208, 256, (57, 55), batch=6, **options)
 
     @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1), (1, 4), (5, 2)])
     @pytest.mark.parametrize("dilation", [(1, 1), (2, 2), (3, 1), (1, 3)])
@@ -539,6 +554,25 @@ class TestTorch:
         weight.packed_indices.fill_(255)
         with pytest.raises(ValueError, match=r"indices must be in \[0, 5\)"):
             conv(torch.ones(1, 8, 5, 5, device=DEVICE), weight)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_convert_on_the_device(planner, fold):
+    dense = models.resnet18(num_classes=10)
+    models.make_subbit_weights(dense)
+    dense = dense.to(DEVICE).eval()
+    x = torch.rand(2, 3, 64, 64, device=DEVICE)
+    converted, report = convert(dense, x, fold=fold, verify=True, tolerance=1e-3)
+    assert len(report.converted) == 16
+    assert converted(x).device == x.device
+
+
+@pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
+@pytest.mark.parametrize("activation_bits", [32, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("codewords", [4, 8, 32, 256])
+def test_the_check_before_the_first_use(kernels, unit, codewords, dtype, activation_bits):
+    assert _native_cuda._is_right(kernels, DEVICE, unit, codewords, dtype, activation_bits == 1)
 
 
 class TestModules:

@@ -18,7 +18,8 @@ from subbit_infer.codebook import decode, tau_of
 from subbit_infer.epilogue import ACTIVATIONS, Epilogue
 
 ELEMENTS = (torch.float32, torch.float16, torch.bfloat16)
-BY_SIZE, LARGE, SMALL = range(3)
+BY_SIZE, LARGE, SMALL, WGMMA = range(4)
+A100, H100, B200 = 80, 90, 100  # compute capabilities
 NAN, INF = float("nan"), float("inf")
 NO_EPILOGUE = Epilogue()
 
@@ -29,8 +30,9 @@ class Call(ctypes.Structure):
     _fields_ = tuple(
         (name, kind)
         for kind, names in {
-            ctypes.c_int64: ("unit", "binary", "sign_zero", "activation", "element", "codewords", "tile", "batch",
-                             "in_channels", "height", "width", "out_channels", "out_height", "out_width", "groups"),
+            ctypes.c_int64: ("unit", "binary", "sign_zero", "activation", "element", "codewords", "tile", "capability",
+                             "batch", "in_channels", "height", "width", "out_channels", "out_height", "out_width",
+                             "groups"),
             ctypes.c_int64 * 2: ("stride", "pad", "dilation"),
             ctypes.c_int64 * 4: ("x_strides", "y_strides", "residual_strides"),
             ctypes.c_void_p: ("x", "x_plus", "x_nonzero", "indices", "codebook", "scale", "bias", "residual", "slope",
@@ -135,6 +137,7 @@ def call_of(
     binary: bool = False,
     sign_zero: int = 0,
     tile: int = BY_SIZE,
+    capability: int = A100,
     pack_shift: torch.Tensor | None = None,
     epilogue: Epilogue = NO_EPILOGUE,
 ) -> tuple[Call, list[Any]]:
@@ -150,7 +153,8 @@ def call_of(
     _, out_channels, out_height, out_width = layer.sizes()
     call = Call(
         int(layer.unit == UNIT_1X1), int(binary), sign_zero, ACTIVATIONS.index(epilogue.activation),
-        ELEMENTS.index(element), layer.codewords, tile, n, c, h, w, out_channels, out_height, out_width, layer.groups,
+        ELEMENTS.index(element), layer.codewords, tile, capability, n, c, h, w,
+        out_channels, out_height, out_width, layer.groups,
         *((ctypes.c_int64 * 2)(*pair) for pair in (layer.stride, layer.padding, layer.dilation)),
         strides(None if packed else x), strides(y), strides(epilogue.residual),
         None if packed else pointer(x), pointer(x.plus) if packed else None, pointer(x.nonzero) if packed else None,
@@ -224,6 +228,45 @@ def test_the_emulated_product_of_bits_counts_common_ones(library):
     assert torch.equal(d, product)
 
 
+def multiply_by_wgmma(
+    library: ctypes.CDLL, columns: int, is_bfloat16: int, piece: int, without: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the emulated instruction makes of 16 of 64 numbers along K, and the product."""
+    dtype = torch.bfloat16 if is_bfloat16 else torch.float16
+    a, rows = integers(64, 16, seed=1).to(dtype), integers(columns, 64, seed=2).to(dtype)
+    d = integers(64, columns, seed=3)
+    product = d + a.float() @ rows[:, 16 * piece : 16 * (piece + 1)].t().float()
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (a, rows, d))
+    assert library.wgmma_halves(*pointers, columns, is_bfloat16, piece, without) == 0, library.product_error()
+    return d, product
+
+
+@pytest.mark.parametrize("columns", [64, 128])
+@pytest.mark.parametrize("is_bfloat16", [0, 1])
+def test_the_emulated_product_of_a_warpgroup_is_a_matrix_product(library, is_bfloat16, columns):
+    for piece in range(4):
+        assert torch.equal(*multiply_by_wgmma(library, columns, is_bfloat16, piece))
+
+
+def test_the_emulated_product_of_a_warpgroup_is_there_when_it_is_waited_for(library):
+    assert not torch.equal(*multiply_by_wgmma(library, 64, 0, 0, without=1))
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        (2, "not fenced"),
+        (3, "not fenced|by no barrier"),
+        (4, "no fence came after"),
+        (5, "overwrites"),
+        (6, "different matrices"),
+    ],
+)
+def test_the_emulated_product_of_a_warpgroup_sees_what_numbers_do_not_show(library, without, said):
+    with pytest.raises(AssertionError, match=said):
+        multiply_by_wgmma(library, 64, 0, 0, without)
+
+
 @pytest.mark.parametrize("tile", [LARGE, SMALL])
 @pytest.mark.parametrize("name", LAYERS)
 def test_binary_of_floats(library, name, tile):
@@ -245,7 +288,7 @@ def test_binary_of_packed(library, name, sign_zero, tile):
     assert torch.equal(y, expected(layer, x.unpack()))
 
 
-@pytest.mark.parametrize("tile", [LARGE, SMALL])
+@pytest.mark.parametrize("tile", [LARGE, SMALL, WGMMA])
 @pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_floats(library, name, element, tile):
@@ -258,8 +301,9 @@ def test_floats(library, name, element, tile):
         assert torch.equal(y, expected(layer, x).to(element)), layout
 
 
-@pytest.mark.parametrize("tile", [LARGE, SMALL])
-@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize(
+    ("tile", "binary"), [(LARGE, False), (LARGE, True), (SMALL, False), (SMALL, True), (WGMMA, False)]
+)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_epilogue_and_packed_results(library, activation, binary, tile):
     element = (*ELEMENTS, torch.float16)[ACTIVATIONS.index(activation)]
@@ -309,7 +353,7 @@ def test_nan_and_infinity_reach_what_sees_them(library, element):
     x[0, 2, 4, 4] = INF
     x[0, 8, 5, 4] = -INF
     sums = F.conv2d(x.double(), decode(layer.indices, layer.codebook).double(), padding=1).to(element)
-    for tile in (LARGE, SMALL):
+    for tile in (LARGE, SMALL, WGMMA):
         y = run(library, layer, x, element=element, tile=tile)
         assert torch.equal(y.nan_to_num(5.5, 1e4, -1e4), sums.nan_to_num(5.5, 1e4, -1e4))
 
@@ -360,7 +404,11 @@ def test_float32_is_within_its_bound(library, name):
     exact = F.conv2d(x.double(), weight, None, *geometry)
     size = F.conv2d(x.double().abs(), weight.abs(), None, *geometry)
     steps = -(-layer.shape[1] // 32) * layer.unit[1] ** 2
-    for tile, numbers, stages in ((LARGE, 64, -(-steps // 2)), (SMALL, 32, -(-steps // 4) + 3)):
+    for tile, numbers, stages in (
+        (LARGE, 64, -(-steps // 2)),
+        (SMALL, 32, -(-steps // 4) + 3),
+        (WGMMA, 64, -(-steps // 2)),
+    ):
         y = run(library, layer, x, tile=tile)
         bound = 1.02 * (numbers + 1) * 2.0**-23 + stages * 2.0**-24
         assert ((y.double() - exact).abs() <= bound * size).all()
@@ -376,13 +424,14 @@ def test_nothing_outside_of_x_is_read(library, at_end):
     halves.copy_(floats)
     words = GuardedFloats(n, h, w, 2, at_end=at_end).tensor.view(torch.int64)
     words.copy_(pack(floats, sign_zero=1).plus)
-    for tile in (LARGE, SMALL):
+    packed = PackedActivations(words, None, c)
+    for tile in (LARGE, SMALL, WGMMA):
         assert torch.equal(run(library, layer, floats, tile=tile), expected(layer, floats))
         assert torch.equal(
             run(library, layer, halves, tile=tile, element=torch.float16).float(), expected(layer, floats)
         )
-        packed = PackedActivations(words, None, c)
-        assert torch.equal(run(library, layer, packed, tile=tile, binary=True), expected(layer, packed.unpack()))
+        if tile != WGMMA:
+            assert torch.equal(run(library, layer, packed, tile=tile, binary=True), expected(layer, packed.unpack()))
 
 
 def test_what_is_read_in_place_needs_no_scratch_memory(library):
@@ -417,6 +466,38 @@ def test_the_tile_follows_from_sizes(library):
         call, _alive = call_of(layer, x, element=torch.float16)
         assert library.product_is_large(ctypes.byref(call)) == is_large
         assert torch.equal(run(library, layer, x, element=torch.float16), expected(layer, x).half())
+
+
+# A tile of 128 outputs, 128 or 64 pixels and 64 channels a stage: less, as many, more; and more tiles.
+@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize(
+    ("channels", "outputs", "width"), [(56, 127, 127), (64, 128, 128), (72, 129, 129), (136, 160, 257)]
+)
+def test_wgmma_at_the_edges_of_its_tile(library, channels, outputs, width, element):
+    layer = Layer(UNIT_1X1, (1, channels, 1, width), outputs, codewords=32)
+    x = integers(*layer.shape).to(element)
+    assert torch.equal(run(library, layer, x, element=element, tile=WGMMA), expected(layer, x).to(element))
+
+
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_wgmma_is_taken_on_hopper_where_its_tile_fills_the_device(library, element):
+    pixels = 64 if element == torch.float32 else 128
+    for rows, capability, binary, is_wgmma in (
+        (128, H100, False, 1),
+        (127, H100, False, 0),
+        (128, H100, True, 0),
+        (128, A100, False, 0),
+        (128, B200, False, 0),
+    ):
+        layer = Layer(UNIT_1X1, (1, 8, rows, pixels), 1)
+        x = integers(*layer.shape).to(element)
+        options = {"element": element, "capability": capability, "binary": binary}
+        call, _alive = call_of(layer, x, **options)
+        assert library.product_is_wgmma(ctypes.byref(call)) == is_wgmma
+    layer = Layer(UNIT_1X1, (1, 8, 128, pixels), 1)
+    x = integers(*layer.shape).to(element)
+    y = run(library, layer, x, element=element, capability=H100)
+    assert torch.equal(y, expected(layer, x).to(element))
 
 
 @pytest.mark.parametrize("sign_zero", [0, 1])

@@ -136,19 +136,17 @@ def test_a_matrix_of_positions_is_read_without_bank_conflicts(library, span, pie
         assert sorted(banks) == list(range(0, 128, 16))
 
 
-@pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("name", LAYERS)
-def test_integers_are_exact(library, name, element, tile):
-    if tile not in tiles_for(element):
-        pytest.skip("float32 has no such tile")
+def test_integers_are_exact(library, name, element):
     layer = LAYERS[name]
     x = integral(layer, element)
-    layouts = ("contiguous", "channels_last", "gaps") if tile == NARROW else ("channels_last",)
-    for layout in layouts:
-        out = "contiguous" if layout == "gaps" else layout
-        y = run(library, layer, strided(x, layout), tile=tile, out=out)
-        assert torch.equal(y, expected(layer, x).to(element)), layout
+    y = expected(layer, x).to(element)
+    for layout in ("contiguous", "gaps"):
+        assert torch.equal(run(library, layer, strided(x, layout), tile=NARROW), y), layout
+    last = strided(x, "channels_last")
+    for tile in tiles_for(element) if element != torch.bfloat16 else (WIDE,):
+        assert torch.equal(run(library, layer, last, tile=tile, out="channels_last"), y)
 
 
 @pytest.mark.parametrize("element", ELEMENTS)
@@ -166,7 +164,7 @@ def test_outputs(library, outputs):
         layer = layer_of(8, outputs, codewords, size=(3, 3))
         x = integral(layer, torch.float16)
         y = expected(layer, x).half()
-        for tile in TILES:
+        for tile in TILES if outputs > NARROW else TILES[:1]:
             assert torch.equal(run(library, layer, x, tile=tile), y)
 
 
@@ -189,9 +187,9 @@ def test_geometry(library, stride, dilation, padding):
         assert torch.equal(run(library, layer, x), expected(layer, x).half())
 
 
-@pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_epilogue_and_packed_results(library, activation, element):
+def test_epilogue_and_packed_results(library, activation):
+    element = (*ELEMENTS, torch.float16)[ACTIVATIONS.index(activation)]
     for name in ("three", "wide groups", "eight"):
         layer = LAYERS[name]
         epilogue = full_epilogue(layer, element, activation)
@@ -214,12 +212,9 @@ def test_epilogue_and_packed_results(library, activation, element):
             assert torch.equal(y, v.to(element)) if has_y else (memory == 77).all()
 
 
-@pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("codewords", [4, 8])
-def test_nan_and_infinity_reach_what_sees_them(library, codewords, element, tile):
-    if tile not in tiles_for(element):
-        pytest.skip("float32 has no such tile")
+def test_nan_and_infinity_reach_what_sees_them(library, codewords, element):
     for stride in (1, 3):
         layer = layer_of(9, 6, codewords, size=(7, 7), stride=(stride, stride))
         x = integral(layer, element)
@@ -228,8 +223,9 @@ def test_nan_and_infinity_reach_what_sees_them(library, codewords, element, tile
         x[0, 8, 5, 4] = -INF
         weight = decode(layer.indices, layer.codebook).double()
         sums = F.conv2d(x.double(), weight, None, *layer.geometry).to(element)
-        y = run(library, layer, x, tile=tile)
-        assert torch.equal(y.nan_to_num(5.5, 1e4, -1e4), sums.nan_to_num(5.5, 1e4, -1e4))
+        for tile in tiles_for(element):
+            y = run(library, layer, x, tile=tile)
+            assert torch.equal(y.nan_to_num(5.5, 1e4, -1e4), sums.nan_to_num(5.5, 1e4, -1e4))
 
 
 def test_responses_that_overflow_are_no_infinite_sums(library):
@@ -251,7 +247,9 @@ def test_halves_are_within_their_bound(library, name, element):
     """Of sparse.cuh: each response is rounded once; and the float32 sums, before the result is rounded."""
     layer = LAYERS[name]
     generator = torch.Generator().manual_seed(1)
-    x = (torch.randn(layer.shape, generator=generator) * 2.0 ** torch.randint(-9, 9, (1,), generator=generator)).to(element)
+    x = (torch.randn(layer.shape, generator=generator) * 2.0 ** torch.randint(-9, 9, (1,), generator=generator)).to(
+        element
+    )
     weight = decode(layer.indices, layer.codebook).double()
     exact = F.conv2d(x.double(), weight, None, *layer.geometry)
     responses = responses_of(layer, x).abs()
@@ -268,7 +266,9 @@ def test_halves_are_within_their_bound(library, name, element):
 def responses_of(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     """(N, C_out, C, H, W): what each output takes of each channel; of one group."""
     weight = decode(layer.indices, layer.codebook).double()
-    each = [F.conv2d(x[:, c : c + 1].double(), weight[:, c : c + 1], None, *layer.geometry[:3]) for c in range(x.shape[1])]
+    each = [
+        F.conv2d(x[:, c : c + 1].double(), weight[:, c : c + 1], None, *layer.geometry[:3]) for c in range(x.shape[1])
+    ]
     return torch.stack(each, 2)
 
 
@@ -314,7 +314,7 @@ def test_what_it_has_no_kernel_for_is_refused(library):
         (layer_of(8, 4, 9, size=(9, 9)), {}),
         (layer_of(8, 4, 4, size=(9, 9)), {"binary": True}),
         (Layer(UNIT_1X1, (1, 8, 9, 9), 4, codewords=4), {}),
-        (layer_of(8, 4, 4, size=(9, 9), stride=(1, 99), padding=(0, 99), dilation=(20, 60)), {}),
+        (layer_of(8, 4, 4, size=(9, 9), stride=(1, 99), padding=(20, 99), dilation=(20, 60)), {}),
     )
     for layer, options in cases:
         y = torch.zeros(layer.sizes())
@@ -331,7 +331,8 @@ def test_packed_results_of_groups_that_share_words_are_refused(library):
 
 
 @pytest.mark.parametrize(
-    ("side", "batch", "used"), [(7, 256, 0.76), (14, 256, 0.87), (28, 256, 0.87), (56, 256, 1.0), (9, 64, 0.7), (13, 64, 0.75)]
+    ("side", "batch", "used"),
+    [(7, 256, 0.76), (14, 256, 0.87), (28, 256, 0.87), (56, 256, 1.0), (9, 64, 0.7), (13, 64, 0.75)],
 )
 def test_boxes_are_well_filled(library, side, batch, used):
     for codewords in (4, 8):
@@ -361,7 +362,7 @@ def test_every_box_fits_the_memory_of_a_block(library):
     for element in ELEMENTS:
         for codewords in (4, 8):
             for tile in tiles_for(element):
-                for side, stride, dilation in ((56, 1, 1), (7, 1, 1), (40, 2, 1), (40, 3, 2), (90, 5, 7)):
+                for side, stride, dilation in ((56, 1, 1), (7, 1, 1), (40, 2, 1), (40, 3, 2), (90, 5, 4)):
                     layer = layer_of(
                         64, 64, codewords, size=(side, side), batch=32, stride=(stride, stride),
                         dilation=(dilation, dilation), padding=(dilation, dilation),

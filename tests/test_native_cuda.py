@@ -167,6 +167,7 @@ class TestModule:
         "codewords": 32, "element": 0, "x_shape": (2, 8, 5, 6), "x_strides": (240, 30, 6, 1), "y_shape": (2, 10, 3, 4),
         "y_strides": (120, 12, 4, 1), "residual_strides": None, "packs": False, "stride": (1, 1), "padding": (0, 0),
         "dilation": (1, 1), "groups": 1, "binary": False, "sign_zero": False, "activation": 0,
+        "capability": 90,
     }  # fmt: skip
 
     def conv(self, **changes):
@@ -426,7 +427,11 @@ class TestCheck:
         for _ in range(2):
             assert torch.equal(conv(x, weight, activation_bits=activation_bits), expected)
         assert tried.launches == [plan] * 4
-        conv(integers(1, 8 * unit[0], 9, 9).to(dtype), packed(unit, codewords=count_for(plan))[0], activation_bits=activation_bits)
+        conv(
+            integers(1, 8 * unit[0], 9, 9).to(dtype),
+            packed(unit, codewords=count_for(plan))[0],
+            activation_bits=activation_bits,
+        )
         assert tried.launches == [plan] * 5
 
     def test_another_kind_is_tried_too(self, tried, monkeypatch):

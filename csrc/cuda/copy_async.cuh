@@ -8,7 +8,6 @@
 
 #if !defined(__CUDACC__)
 #include <deque>
-#include <map>
 #endif
 
 namespace subbit {
@@ -50,8 +49,8 @@ struct Copy {
 using CopyGroups = std::deque<std::vector<Copy> >;  // the last one is open
 
 inline CopyGroups& copy_groups() {
-  static std::map<unsigned, CopyGroups> of_threads;
-  CopyGroups& groups = of_threads[threadIdx.x];
+  static PerThread<CopyGroups> of_threads;
+  CopyGroups& groups = of_threads.mine();
   if (groups.empty()) groups.emplace_back();
   return groups;
 }
@@ -62,16 +61,20 @@ template <int kBytes>
 void copy_async(void* shared, const void* from, bool valid) {
   const auto is_aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % kBytes == 0; };
   if (!is_aligned(shared) || !is_aligned(from)) throw std::runtime_error("a copy is not aligned");
+  shim::Block& block = *shim::Block::current_block();
+  block.async().begin_write(block.offset(shared));
   shim::copy_groups().back().push_back({shared, from, kBytes, valid});
 }
 inline void commit_copies() { shim::copy_groups().emplace_back(); }
 template <int kGroups>
 void wait_for_copies() {
   shim::CopyGroups& groups = shim::copy_groups();
+  shim::Block& block = *shim::Block::current_block();
   for (; groups.size() > kGroups + 1; groups.pop_front()) {
     for (const shim::Copy& copy : groups.front()) {
       std::memset(copy.to, 0, copy.bytes);
       if (copy.valid) std::memcpy(copy.to, copy.from, copy.bytes);
+      block.async().end_write(block.offset(copy.to), block.running());
     }
   }
 }

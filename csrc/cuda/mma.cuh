@@ -27,6 +27,14 @@ struct FragmentB {
 
 #if defined(__CUDACC__)
 
+// Two halves of +-1, in `ones` of +1, with the signs of bits 15 and 31. One operation, which ptxas makes two of by
+// itself.
+SUBBIT_DEVICE std::uint32_t with_signs(std::uint32_t ones, std::uint32_t signs) {
+  std::uint32_t result;
+  asm("lop3.b32 %0, %1, 0x80008000, %2, 0xea;" : "=r"(result) : "r"(signs), "r"(ones));
+  return result;
+}
+
 // Native on sm_80 to sm_90. Later architectures emulate it by int8 products: right there too, but slow.
 SUBBIT_DEVICE void mma_and_popc(std::int32_t (&d)[4], const FragmentA& a, const FragmentB& b) {
   asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
@@ -83,6 +91,8 @@ void multiply_halves(float (&d)[4], const FragmentA& a, const FragmentB& b) {
 }
 
 }  // namespace shim
+
+inline std::uint32_t with_signs(std::uint32_t ones, std::uint32_t signs) { return ones | (signs & 0x80008000u); }
 
 inline void mma_and_popc(std::int32_t (&d)[4], const FragmentA& a, const FragmentB& b) {
   shim::multiply(d, a, b, [](std::int32_t& sum, std::uint32_t x, std::uint32_t y) { sum += __popc(x & y); });

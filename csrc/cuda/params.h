@@ -18,6 +18,7 @@ struct CudaParams {
   ConvParams conv;  // threads means nothing here
   Element element = Element::kFloat32;
   int codewords = 0;
+  int capability = 0;  // of the device that runs it, major * 10 + minor
 
   std::int64_t units() const { return conv.in_channels / conv.groups / unit_channels(conv.unit); }
   std::int64_t group_outputs() const { return conv.out_channels / conv.groups; }

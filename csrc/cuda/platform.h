@@ -11,13 +11,14 @@
 #define SUBBIT_DEVICE __device__ __forceinline__
 #define SUBBIT_HOST_DEVICE __host__ __device__ __forceinline__
 #define SUBBIT_UNROLL _Pragma("unroll")
-#define SUBBIT_ROLLED _Pragma("unroll 1")  // the loop stays one: where code is long and runs once
+#define SUBBIT_UNROLL_4 _Pragma("unroll 4")
+#define SUBBIT_ROLLED _Pragma("unroll 1")  // the loop stays one: where code is long
 
 namespace subbit {
 
 // The block's dynamic shared memory.
 SUBBIT_DEVICE unsigned char* shared_memory() {
-  extern __shared__ __align__(128) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
   return memory;
 }
 
@@ -30,6 +31,7 @@ SUBBIT_DEVICE unsigned char* shared_memory() {
 #define SUBBIT_DEVICE inline
 #define SUBBIT_HOST_DEVICE inline
 #define SUBBIT_UNROLL
+#define SUBBIT_UNROLL_4
 #define SUBBIT_ROLLED
 
 #endif

@@ -21,7 +21,8 @@
 //
 // The small tile, 32 outputs x 16 pixels, is for calls that the large one would leave most of the device idle in: its
 // four warps take every fourth step each, and their sums are added in the order of the warps. So the order of
-// additions depends on the tile, and the tile on sizes alone, never on the device: equal calls give equal bits.
+// additions depends on the tile, and the tile on sizes alone, not on the device: equal calls give equal bits on every
+// device that runs the same instructions (Hopper's wgmma adds floats up in another order; sums of bits are exact).
 //
 // Sums go through shared memory to the epilogue, so that lanes lie along outputs or along pixels, as y has them, and so
 // that the epilogue's code is there once and not for each of 128 sums. Their rows are 32 k + 5 floats apart: lanes
@@ -43,9 +44,8 @@
 
 #include "cuda/copy_async.cuh"
 #include "cuda/mma.cuh"
-#include "cuda/params.h"
-#include "cuda/pixel.cuh"
 #include "cuda/platform.h"
+#include "cuda/product_pixels.cuh"
 #include "cuda/product_weight.h"
 #include "cuda/start.cuh"
 #include "cuda/tile_epilogue.cuh"
@@ -90,30 +90,6 @@ struct BitsKind {
   static constexpr bool kSumsStages = false;
 };
 
-// x as the kernel reads it: planes of pixels, strides in bytes.
-struct ProductInput {
-  const unsigned char* planes[3];
-  std::int64_t n, h, w, group;
-  std::uint32_t tap_pieces;  // pieces of a tap that are there
-};
-
-struct ProductArgs {
-  CudaParams params;
-  CudaOperands operands;
-  ProductInput x;
-  ProductWeightShape weight;
-  TileEpilogueArgs epilogue;
-  std::uint32_t pixels, output_tiles;                  // tiles of a group
-  std::int32_t height, width, dilation_h, dilation_w;  // of x
-};
-
-// Where a pixel of the tile is.
-struct TilePixel {
-  std::int64_t x_offset;     // of its first tap in x, which may be outside
-  std::int32_t row, column;  // of its first tap
-  OutputPixel to;
-};
-
 template <class Kind, class Tile>
 struct Product {
   using Sum = typename Kind::Sum;
@@ -123,7 +99,6 @@ struct Product {
   static constexpr int kPlaneBytes = Tile::kSteps * Tile::kPixels * kStepBytes;
   static constexpr int kWeightBytes = Kind::kIsBits ? Tile::kSteps * Tile::kOutputs * kStepBytes : 0;
   static constexpr int kStageBytes = Kind::kPlanes * kPlaneBytes + kWeightBytes;
-  static constexpr int kMaxTaps = 9;
   static constexpr int kCounters = Tile::kWarpsM * Tile::kWarpsK * 4;  // of a pixel's bits
   static constexpr int kWarpSteps = Tile::kSteps / Tile::kWarpsK;
   // The sums of half the fragments' pixels at a time.
@@ -174,13 +149,11 @@ struct Product {
 
   static SUBBIT_DEVICE void run(const ProductArgs& a) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
-    const std::uint32_t tile = blockIdx.x;  // outputs first: blocks that run together share their x
-    const std::uint32_t row = tile / a.output_tiles, groups = static_cast<std::uint32_t>(a.weight.groups);
-    const std::int64_t first_output = static_cast<std::int64_t>(tile - row * a.output_tiles) * Tile::kOutputs;
-    const std::int64_t group = row % groups;
+    const TileStart first = tile_start<Tile::kOutputs, Tile::kPixels>(a);
+    const std::int64_t group = first.group, first_output = first.output;
     const Outputs outputs{group, a.weight.group_outputs, first_output};
     const Place at = place();
-    set_up_pixels(a, shared, row / groups * Tile::kPixels);
+    set_up_pixels<Tile::kPixels, kThreads>(a, shared.pixels, first.pixel);
     Epilogue::load(a.operands, outputs, shared.channels);
     if constexpr (Kind::kIsBits) load_counts(a, shared, outputs);
     __syncthreads();
@@ -227,31 +200,6 @@ struct Product {
     }
   }
 
-  static SUBBIT_DEVICE void set_up_pixels(const ProductArgs& a, Shared& shared, std::uint32_t first_pixel) {
-    const ConvParams& conv = a.params.conv;
-    SUBBIT_UNROLL
-    for (int first = 0; first < Tile::kPixels; first += kThreads) {
-      const int i = first + static_cast<int>(threadIdx.x);
-      if (Tile::kPixels % kThreads != 0 && i >= Tile::kPixels) continue;
-      constexpr std::int32_t kNowhere = -(1 << 30);
-      TilePixel pixel{0, kNowhere, kNowhere, {-1, 0, 0}};
-      const std::uint32_t number = first_pixel + i;
-      if (number < a.pixels) {
-        const auto height = static_cast<std::uint32_t>(conv.out_height);
-        const auto width = static_cast<std::uint32_t>(conv.out_width);
-        const std::uint32_t line = number / width, image = line / height;
-        pixel.to = {static_cast<std::int32_t>(image), static_cast<std::int32_t>(line - image * height),
-                    static_cast<std::int32_t>(number - line * width)};
-        const std::int64_t row = pixel.to.row * conv.stride_h - conv.pad_h;
-        const std::int64_t column = pixel.to.column * conv.stride_w - conv.pad_w;
-        pixel.row = static_cast<std::int32_t>(row);
-        pixel.column = static_cast<std::int32_t>(column);
-        pixel.x_offset = image * a.x.n + row * a.x.h + column * a.x.w;
-      }
-      shared.pixels[i] = pixel;
-    }
-  }
-
   // How many weights of each tap, and of all, are +1.
   static SUBBIT_DEVICE void load_counts(const ProductArgs& a, Shared& shared, const Outputs& outputs) {
     const std::int64_t signs = a.weight.groups * a.weight.blocks * a.weight.block_words;
@@ -266,37 +214,16 @@ struct Product {
     }
   }
 
-  struct Offset {
-    std::int32_t row, column;
-  };
-  static SUBBIT_DEVICE Offset offset_of(const ProductArgs& a, int tap) {
-    const int row = a.weight.taps == kMaxTaps ? tap / 3 : 0, column = a.weight.taps == kMaxTaps ? tap % 3 : 0;
-    return {row * a.dilation_h, column * a.dilation_w};
-  }
-  static SUBBIT_DEVICE bool is_inside(const ProductArgs& a, const TilePixel& pixel, const Offset& offset) {
-    // As unsigned numbers the negative ones are large; & and not &&, which would branch.
-    const auto row = static_cast<std::uint32_t>(pixel.row + offset.row);
-    const auto column = static_cast<std::uint32_t>(pixel.column + offset.column);
-    return (row < static_cast<std::uint32_t>(a.height)) & (column < static_cast<std::uint32_t>(a.width));
-  }
-
   // Starts the copies of a stage: [plane][step][pixel][64 bytes], and of bits then [16 outputs][step][product][lane].
   static SUBBIT_DEVICE void fill(const ProductArgs& a, Shared& shared, unsigned char* stage, int s, std::int64_t group,
                                  std::int64_t first_output) {
     const int thread = static_cast<int>(threadIdx.x), piece = thread % kPieces;
     constexpr int kRows = kThreads / kPieces;  // pixels that are filled at once
-    const auto tap_slots = static_cast<std::uint32_t>(a.weight.tap_slots);
-    std::int64_t from_pixel[Tile::kSteps];
-    Offset offset[Tile::kSteps];
-    bool is_there[Tile::kSteps];
+    PieceOfTap from_pixel[Tile::kSteps];
     SUBBIT_UNROLL
     for (int step = 0; step < Tile::kSteps; ++step) {
       const std::uint32_t slot = (static_cast<std::uint32_t>(s) * Tile::kSteps + step) * kPieces + piece;
-      const std::uint32_t tap = slot / tap_slots, in_tap = slot - tap * tap_slots;
-      is_there[step] = (tap < static_cast<std::uint32_t>(a.weight.taps)) & (in_tap < a.x.tap_pieces);
-      offset[step] = offset_of(a, static_cast<int>(tap));
-      from_pixel[step] = group * a.x.group + offset[step].row * a.x.h + offset[step].column * a.x.w +
-                         static_cast<std::int64_t>(in_tap) * Kind::kPieceBytes;
+      from_pixel[step] = piece_of_tap<Kind::kPieceBytes>(a, slot, group);
     }
     SUBBIT_UNROLL
     for (int first = 0; first < Tile::kPixels; first += kRows) {
@@ -305,8 +232,8 @@ struct Product {
       const TilePixel pixel = shared.pixels[row];
       SUBBIT_UNROLL
       for (int step = 0; step < Tile::kSteps; ++step) {
-        const bool valid = is_there[step] & is_inside(a, pixel, offset[step]);
-        const std::int64_t from = valid ? from_pixel[step] + pixel.x_offset : 0;
+        const bool valid = from_pixel[step].is_there & is_inside(a, pixel, from_pixel[step].offset);
+        const std::int64_t from = valid ? from_pixel[step].from + pixel.x_offset : 0;
         const int to = (step * Tile::kPixels + row) * kStepBytes + piece * Kind::kPieceBytes;
         SUBBIT_UNROLL
         for (int plane = 0; plane < Kind::kPlanes; ++plane) {
@@ -421,7 +348,7 @@ struct Product {
 
   // Two halves of +-1: of bits `bit` and `bit` + 16, which become their signs.
   static SUBBIT_DEVICE std::uint32_t ones(std::uint32_t signs, int bit) {
-    return (signs << (15 - bit) & 0x80008000u) | Kind::kOnes;
+    return with_signs(Kind::kOnes, signs << (15 - bit));
   }
 
   static SUBBIT_DEVICE void multiply_halves(const unsigned char* stage, Sums& sums, const Signs& signs,

@@ -69,26 +69,9 @@ std::int64_t blocks_of(const CudaParams& params) {
                          "grid");
 }
 
-template <class Kind, class Tile>
-Status start_tile(ProductArgs args, Stream stream) {
-  const std::int64_t blocks = blocks_of<Tile>(args.params);
-  args.output_tiles = static_cast<std::uint32_t>(ceil_div(covered_outputs(args.params), Tile::kOutputs));
-  return start<Product<Kind, Tile>>(blocks, Product<Kind, Tile>::kSharedBytes, args, stream);
-}
-
-// As many blocks as the devices in question have multiprocessors (108 to 144). A constant, so that the bits of a result
-// do not depend on the device.
-constexpr std::int64_t kEnoughBlocks = 128;
-
-template <class Tile>
-bool fills_device(const CudaParams& params) {
-  return blocks_of<Tile>(params) >= kEnoughBlocks;
-}
-
-template <class Kind, class Large, class Small>
-Status run_product(const CudaParams& params, const CudaOperands& operands, Stream stream) {
+// x is read in place, or brought into order by a kernel that is started here.
+inline Status start_args(const CudaParams& params, const CudaOperands& operands, Stream stream, ProductArgs& args) {
   const ConvParams& conv = params.conv;
-  ProductArgs args{};
   args.params = params;
   args.operands = operands;
   args.weight = product_weight_shape(params);
@@ -98,10 +81,32 @@ Status run_product(const CudaParams& params, const CudaOperands& operands, Strea
   args.dilation_h = static_cast<std::int32_t>(conv.dilation_h);
   args.dilation_w = static_cast<std::int32_t>(conv.dilation_w);
   args.epilogue = tile_epilogue_args(conv);
-  const Status status = start_input(params, operands, stream, args.x);
+  return start_input(params, operands, stream, args.x);
+}
+
+template <class Body, class Tile>
+Status start_tile(ProductArgs args, Stream stream) {
+  const std::int64_t blocks = blocks_of<Tile>(args.params);
+  args.output_tiles = static_cast<std::uint32_t>(ceil_div(covered_outputs(args.params), Tile::kOutputs));
+  return start<Body>(blocks, Body::kSharedBytes, args, stream);
+}
+
+// As many blocks as the devices in question have multiprocessors (108 to 144). A constant, so that the bits of a result
+// depend on the device no more than its instructions make them.
+constexpr std::int64_t kEnoughBlocks = 128;
+
+template <class Tile>
+bool fills_device(const CudaParams& params) {
+  return blocks_of<Tile>(params) >= kEnoughBlocks;
+}
+
+template <class Kind, class Large, class Small>
+Status run_product(const CudaParams& params, const CudaOperands& operands, Stream stream) {
+  ProductArgs args{};
+  const Status status = start_args(params, operands, stream, args);
   if (status != kStarted) return status;
-  if (fills_device<Large>(params)) return start_tile<Kind, Large>(args, stream);
-  return start_tile<Kind, Small>(args, stream);
+  if (fills_device<Large>(params)) return start_tile<Product<Kind, Large>, Large>(args, stream);
+  return start_tile<Product<Kind, Small>, Small>(args, stream);
 }
 
 using SmallTile = ProductTile<2, 2, 1, 1, 4, 4, 3>;

@@ -12,23 +12,26 @@ namespace {
 
 // What a multiprocessor does in a clock. NOT MEASURED: calculated from the vendor's data sheets and, for mma.sync and
 // one-bit products on Hopper, from one public microbenchmark each. What decides is their proportion to each other.
+// Hopper's best needs wgmma, which the product has for its large tile (product_wgmma.cuh); Blackwell's needs what it
+// has not.
 struct Rates {
-  int capability;        // and later ones, up to the next entry
-  double gigahertz;      // boost clock
-  double gigabytes;      // a second, of the device's memory
-  double fma;            // float32 multiply-adds outside the tensor cores
-  double half_macs;      // fp16 or bf16 multiply-adds, float32 sums, at the tensor cores' best
-  double half_mma_macs;  // the same by mma.sync: Hopper's best needs wgmma, which the product kernels do not use
-  double bit_macs;       // one-bit multiply-adds by mma.sync
-  int shared_kib;        // shared memory; a block may have all but one
+  int capability;          // and later ones, up to the next entry
+  double gigahertz;        // boost clock
+  double gigabytes;        // a second, of the device's memory
+  double fma;              // float32 multiply-adds outside the tensor cores
+  double half_macs;        // fp16 or bf16 multiply-adds, float32 sums, at the tensor cores' best
+  double half_mma_macs;    // the same by mma.sync
+  double half_large_macs;  // the same in the product's large tile
+  double bit_macs;         // one-bit multiply-adds by mma.sync
+  int shared_kib;          // shared memory; a block may have all but one
 };
 constexpr Rates kRates[] = {
-    {80, 1.41, 1555, 64, 1024, 1024, 16384, 164},    // A100: 312 TFLOP/s fp16, 4992 Top/s one bit, 40 GB card
-    {86, 1.695, 600, 128, 512, 512, 4096, 100},      // A10: 125 TFLOP/s fp16
-    {89, 2.52, 864, 128, 512, 512, 4096, 100},       // L40S: 362 TFLOP/s fp16
-    {90, 1.755, 3350, 128, 2048, 1270, 17700, 228},  // H100: 4096 FLOP; mma.sync 62 % of that; 0.54 BMMA a clock
-    {100, 1.755, 3350, 128, 2048, 1270, 4096, 228},  // as the last, but one-bit products are emulated by int8's
-    {120, 2.4, 1792, 128, 512, 512, 1024, 100},      // RTX PRO 6000: 503 TFLOP/s fp16; emulated too
+    {80, 1.41, 1555, 64, 1024, 1024, 1024, 16384, 164},    // A100: 312 TFLOP/s fp16, 4992 Top/s one bit, 40 GB card
+    {86, 1.695, 600, 128, 512, 512, 512, 4096, 100},       // A10: 125 TFLOP/s fp16
+    {89, 2.52, 864, 128, 512, 512, 512, 4096, 100},        // L40S: 362 TFLOP/s fp16
+    {90, 1.755, 3350, 128, 2048, 1270, 2048, 17700, 228},  // H100: 4096 FLOP; mma.sync 62 % of that; 0.54 BMMA a clock
+    {100, 1.755, 3350, 128, 2048, 1270, 1270, 4096, 228},  // as the last without wgmma; one-bit products by int8's
+    {120, 2.4, 1792, 128, 512, 512, 512, 1024, 100},       // RTX PRO 6000: 503 TFLOP/s fp16; emulated too
 };
 
 const Rates& rates_of(int capability) {
@@ -159,9 +162,10 @@ class Model {
                       streamed(packed + output_bytes()));
     }
     const double depth = number(round_up(taps, kHalfDepth)) * parts();
+    const Tile& tile = product_tile(!is_half());
+    const double macs = &tile == &kSmallTile ? rates_.half_mma_macs : rates_.half_large_macs;
     return arranging() + pass(0) +
-           std::max(multiply(product_tile(!is_half()), depth, rates_.half_mma_macs * kOurs),
-                    streamed(arranged_bytes() + output_bytes()));
+           std::max(multiply(tile, depth, macs * kOurs), streamed(arranged_bytes() + output_bytes()));
   }
 
   // A float32 is three bf16 parts, which a kernel of its own makes, as it orders halves that are not channels_last.

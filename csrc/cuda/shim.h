@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <new>
@@ -57,19 +58,62 @@ To bits_as(From from) {
   return to;
 }
 
+// What asynchronous copies and products do with shared memory, in pieces of 16 bytes: who wrote them last, whether that
+// is fenced for products and since which barrier, and which products in flight read them.
+class AsyncShared {
+ public:
+  AsyncShared() = default;
+  AsyncShared(std::size_t bytes, std::size_t threads) : pieces_((bytes + kBytes - 1) / kBytes), unfenced_(threads) {}
+
+  // From its start on, a copy may write; when it has been waited for, it has.
+  void begin_write(std::size_t at) {
+    Piece& piece = pieces_.at(at / kBytes);
+    if (piece.readers > 0) throw std::runtime_error("a copy overwrites what a product still reads");
+    piece.fenced_at = kNotFenced;
+  }
+  void end_write(std::size_t at, int thread) { unfenced_.at(thread).push_back(at / kBytes); }
+
+  // What the thread wrote is there for products once the block has passed a barrier that it has not passed yet.
+  void fence(int thread, int barriers) {
+    for (std::size_t i : unfenced_.at(thread)) pieces_[i].fenced_at = barriers;
+    unfenced_[thread].clear();
+  }
+
+  void begin_read(std::size_t at, int barriers) {
+    Piece& piece = pieces_.at(at / kBytes);
+    if (piece.fenced_at == kNotFenced) throw std::runtime_error("a product reads what is not fenced, or not written");
+    if (piece.fenced_at >= barriers) throw std::runtime_error("a product reads what is fenced, but by no barrier");
+    ++piece.readers;
+  }
+  void end_read(std::size_t at) { --pieces_.at(at / kBytes).readers; }
+
+ private:
+  static constexpr std::size_t kBytes = 16;
+  static constexpr int kNotFenced = -1;
+  struct Piece {
+    int fenced_at = kNotFenced, readers = 0;
+  };
+  std::vector<Piece> pieces_;
+  std::vector<std::vector<std::size_t>> unfenced_;  // of each thread
+};
+
 class Block {
  public:
   static constexpr int kWarp = 32;
   static constexpr std::size_t kStackBytes = 128 << 10;
 
   Block(int threads, std::size_t shared_bytes) : fibers_(threads), shared_bytes_(shared_bytes) {
-    for (Fiber& fiber : fibers_) fiber.stack = std::make_unique<char[]>(kStackBytes);
+    for (Fiber& fiber : fibers_) fiber.stack.reset(new char[kStackBytes]);  // not zeroed: most is never used
   }
 
   // Runs the body once for every thread of block `blockIdx`. Throws std::runtime_error where not all threads of a
-  // warp or the block reach a barrier.
+  // warp or the block reach a barrier, and what a thread throws.
   void run(const std::function<void()>& body, unsigned seed) {
     random_.seed(seed);
+    thrown_ = nullptr;
+    barriers_ = 0;
+    ++runs();
+    async_ = AsyncShared(shared_bytes_, fibers_.size());
     shared_.reset(static_cast<unsigned char*>(::operator new(shared_bytes_, kAlignment)));
     for (std::size_t i = 0; i < shared_bytes_; ++i) shared_[i] = static_cast<unsigned char>(random_() | 0x80);
     body_ = &body;
@@ -84,6 +128,13 @@ class Block {
   }
 
   unsigned char* shared() { return shared_.get(); }
+  std::size_t offset(const void* in_shared) const {
+    return static_cast<const unsigned char*>(in_shared) - shared_.get();
+  }
+  AsyncShared& async() { return async_; }
+  int barriers() const { return barriers_; }  // that the whole block has passed
+  int threads() const { return static_cast<int>(fibers_.size()); }
+  int running() const { return running_; }
   void wait_for_block() { wait(State::kAtBlock); }
   void wait_for_warp() { wait(State::kAtWarp); }
 
@@ -109,10 +160,16 @@ class Block {
     return block;
   }
 
+  // Blocks that ran, this one counted.
+  static std::size_t& runs() {
+    static std::size_t count = 0;
+    return count;
+  }
+
  private:
   enum class State { kReady, kAtBlock, kAtWarp, kDone };
   using Slots = std::vector<std::array<unsigned char, 64>>;
-  static constexpr std::align_val_t kAlignment{128};
+  static constexpr std::align_val_t kAlignment{1024};
   struct Free {
     void operator()(unsigned char* memory) const { ::operator delete(memory, kAlignment); }
   };
@@ -137,7 +194,11 @@ class Block {
   static void enter() {
     Block* block = current_block();
     block->arrived(nullptr);
-    (*block->body_)();
+    try {
+      (*block->body_)();
+    } catch (...) {  // it cannot pass from one stack to another by itself
+      block->thrown_ = std::current_exception();
+    }
     block->wait(State::kDone);
   }
 
@@ -182,7 +243,13 @@ class Block {
       if (fibers_[i].state == State::kReady) order.push_back(i);
     }
     std::shuffle(order.begin(), order.end(), random_);
-    for (int thread : order) resume(thread);
+    for (int thread : order) {
+      resume(thread);
+      if (thrown_) {
+        current_block() = nullptr;
+        std::rethrow_exception(thrown_);
+      }
+    }
     const auto all = [&](std::size_t begin, std::size_t end, State state) {
       for (std::size_t i = begin; i < end; ++i) {
         if (fibers_[i].state != state) return false;
@@ -195,6 +262,7 @@ class Block {
     const std::size_t count = fibers_.size();
     if (all(0, count, State::kDone)) return false;
     if (all(0, count, State::kAtBlock)) {
+      ++barriers_;
       release(0, count);
       return true;
     }
@@ -213,6 +281,9 @@ class Block {
   std::size_t shared_bytes_;
   std::unique_ptr<unsigned char[], Free> shared_;
   const std::function<void()>* body_ = nullptr;
+  std::exception_ptr thrown_;
+  AsyncShared async_;
+  int barriers_ = 0;
   std::mt19937 random_;
   ucontext_t scheduler_;
   const void* scheduler_stack_ = nullptr;
@@ -220,6 +291,21 @@ class Block {
   void* fake_stack_ = nullptr;
   int running_ = 0;
   Slots slots_[2];
+};
+
+// What every thread of a block has for itself, made anew for each block.
+template <class T>
+class PerThread {
+ public:
+  T& mine() {
+    if (run_ != Block::runs()) all_ = std::vector<T>(Block::current_block()->threads());
+    run_ = Block::runs();
+    return all_[Block::current_block()->running()];
+  }
+
+ private:
+  std::vector<T> all_;
+  std::size_t run_ = 0;
 };
 
 // Runs a kernel's body for every thread of every block of the grid.

@@ -111,11 +111,12 @@ class Conv {
 Conv make_conv(Unit unit, int codewords, int element, const Quad& x_shape, const std::optional<Quad>& x_strides,
                const Quad& y_shape, const std::optional<Quad>& y_strides, const std::optional<Quad>& residual_strides,
                bool packs, const Pair& stride, const Pair& padding, const Pair& dilation, std::int64_t groups,
-               bool binary, bool sign_zero, int activation) {
+               bool binary, bool sign_zero, int activation, int capability) {
   expect(codewords >= 1 && codewords <= kMaxCodewords, "codewords must be 1 to 256");
   CudaParams params;
   params.element = element_of(element);
   params.codewords = codewords;
+  params.capability = capability;
   params.conv = conv_params(unit, x_shape, x_strides, y_shape, y_strides, residual_strides, packs, stride, padding,
                             dilation, groups, binary, sign_zero, activation);
   return Conv(params);
@@ -152,7 +153,7 @@ PYBIND11_MODULE(_C_cuda, m) {
       .def(py::init(&make_conv), py::kw_only(), py::arg("unit"), py::arg("codewords"), py::arg("element"),
            py::arg("x_shape"), py::arg("x_strides"), py::arg("y_shape"), py::arg("y_strides"),
            py::arg("residual_strides"), py::arg("packs"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
-           py::arg("groups"), py::arg("binary"), py::arg("sign_zero"), py::arg("activation"))
+           py::arg("groups"), py::arg("binary"), py::arg("sign_zero"), py::arg("activation"), py::arg("capability"))
       .def("can_run", &Conv::can_run, py::arg("route"))
       .def("scratch_bytes", &Conv::scratch_bytes, py::arg("route"), py::arg("x"), py::arg("x_nonzero"))
       .def("weight_bytes", &Conv::weight_bytes, py::arg("route"))

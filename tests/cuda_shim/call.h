@@ -14,7 +14,7 @@
 namespace subbit {
 
 struct ConvCall {
-  std::int64_t unit, binary, sign_zero, activation, element, codewords, tile;
+  std::int64_t unit, binary, sign_zero, activation, element, codewords, tile, capability;
   std::int64_t batch, in_channels, height, width, out_channels, out_height, out_width, groups;
   std::int64_t stride[2], pad[2], dilation[2];
   std::int64_t x_strides[4], y_strides[4], residual_strides[4];
@@ -31,6 +31,7 @@ inline CudaParams params_of(const ConvCall& c) {
   v.activation = static_cast<Activation>(c.activation);
   p.element = static_cast<Element>(c.element);
   p.codewords = static_cast<int>(c.codewords);
+  p.capability = static_cast<int>(c.capability);
   v.batch = c.batch, v.in_channels = c.in_channels, v.height = c.height, v.width = c.width;
   v.out_channels = c.out_channels, v.out_height = c.out_height, v.out_width = c.out_width, v.groups = c.groups;
   v.stride_h = c.stride[0], v.stride_w = c.stride[1], v.pad_h = c.pad[0], v.pad_w = c.pad[1];

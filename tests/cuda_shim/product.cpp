@@ -7,11 +7,12 @@
 #include "cuda/product_half.cuh"
 #include "cuda/product_input.cuh"
 #include "cuda/product_weight.cuh"
+#include "cuda/product_wgmma.cuh"
 
 namespace subbit {
 namespace {
 
-enum class TileChoice : int { kBySize = 0, kLarge = 1, kSmall = 2 };
+enum class TileChoice : int { kBySize = 0, kLarge = 1, kSmall = 2, kWgmma = 3 };
 
 template <class Kind, class Large>
 Status run_with(TileChoice tile, const CudaParams& params, const CudaOperands& operands) {
@@ -21,6 +22,9 @@ Status run_with(TileChoice tile, const CudaParams& params, const CudaOperands& o
 }
 
 Status run(TileChoice tile, const CudaParams& params, const CudaOperands& operands) {
+  if (tile == TileChoice::kWgmma || (tile == TileChoice::kBySize && runs_wgmma(params))) {
+    return run_product_wgmma(params, operands, {});
+  }
   if (is_binary(params)) {
     if (input_planes(params, operands) == 1) return run_with<BitsKind<1>, BitsTile>(tile, params, operands);
     return run_with<BitsKind<2>, PlanesTile>(tile, params, operands);
@@ -73,6 +77,9 @@ std::int64_t product_scratch(const ConvCall* call) {
 
 // Whether halves take the large tile.
 int product_is_large(const ConvCall* call) { return fills_device<HalvesTile>(params_of(*call)); }
+
+// Whether the call takes wgmma.
+int product_is_wgmma(const ConvCall* call) { return runs_wgmma(params_of(*call)); }
 
 int pack_call(const std::int64_t* sizes, const std::int64_t* strides, std::int64_t element, const void* x,
               const float* shift, void* plus, void* nonzero) {
@@ -133,5 +140,66 @@ void mma_bits(const std::uint8_t* a, const std::uint8_t* b, std::int32_t* d) {
     mma_and_popc(sums, fa, fb);
     for (unsigned i = 0; i < 4; ++i) d[at(i)] = sums[i];
   });
+}
+}
+
+namespace {
+
+// Multiplies a (64, 16) with 16 numbers of each row of b (kFragments * 8, 64), from number 16 * slice on, as a
+// warpgroup does, with what the PTX ISA says written out number by number. `without` leaves out one thing: 1 the wait,
+// 2 the fence of shared memory, 3 the barrier, 4 the fence of registers; or 5 overwrites b too early, 6 gives one
+// thread another matrix.
+template <int kFragments, class Half>
+void run_wgmma(const std::uint16_t* a, const std::uint16_t* b, float* d, int slice, int without) {
+  constexpr unsigned kThreads = 128, kRows = kFragments * 8, kPieces = 8;
+  shim::launch({1, 1, 1}, {kThreads, 1, 1}, kRows * 128, [&] {
+    unsigned char* shared = shared_memory();
+    for (unsigned i = threadIdx.x; i < kRows * kPieces; i += kThreads) {
+      const unsigned to = i * 16;
+      copy_async<16>(shared + (to ^ ((to >> 7 & 7) << 4)), b + i * 8, true);
+    }
+    commit_copies();
+    wait_for_copies<0>();
+    if (without != 2) fence_for_products();
+    if (without != 3) __syncthreads();
+    const unsigned warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    FragmentA fa{};
+    for (unsigned i = 0; i < 8; ++i) {
+      const unsigned row = warp * 16 + g + (i / 2 % 2) * 8, column = t * 2 + (i & 1) + (i >= 4 ? 8 : 0);
+      fa.r[i / 2] |= std::uint32_t{a[row * 16 + column]} << (i % 2 * 16);
+    }
+    float sums[kFragments][4];
+    const auto at = [&](unsigned n, unsigned i) { return (warp * 16 + g + i / 2 * 8) * kRows + n * 8 + 2 * t + i % 2; };
+    for (unsigned n = 0; n < kFragments; ++n) {
+      for (unsigned i = 0; i < 4; ++i) sums[n][i] = d[at(n, i)];
+    }
+    if (without != 4) fence_registers();
+    const int other = without == 6 && threadIdx.x == 77 ? 32 : 0;
+    multiply_async(sums, fa, swizzled_descriptor(shared_address(shared + slice * 32 + other)), true, Half{});
+    commit_products();
+    if (without == 5) copy_async<16>(shared + slice * 32, b, true);
+    if (without != 1) wait_for_products<0>();
+    for (unsigned n = 0; n < kFragments; ++n) {
+      for (unsigned i = 0; i < 4; ++i) d[at(n, i)] = sums[n][i];
+    }
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+int wgmma_halves(const std::uint16_t* a, const std::uint16_t* b, float* d, int columns, int is_bfloat16, int slice,
+                 int without) {
+  return static_cast<int>(guarded([&]() -> std::int64_t {
+    if (columns == 64) {
+      is_bfloat16 ? run_wgmma<8, __nv_bfloat16>(a, b, d, slice, without)
+                  : run_wgmma<8, __half>(a, b, d, slice, without);
+    } else {
+      is_bfloat16 ? run_wgmma<16, __nv_bfloat16>(a, b, d, slice, without)
+                  : run_wgmma<16, __half>(a, b, d, slice, without);
+    }
+    return 0;
+  }));
 }
 }

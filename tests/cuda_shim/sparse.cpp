@@ -58,7 +58,7 @@ void sparse_plan(const ConvCall* call, std::int64_t* plan) {
     const std::int64_t values[] = {outputs,       box.images,       box.rows,         box.pairs, box.span,
                                    box.tile_rows, box.tile_columns, box.shared_bytes, 0};
     for (int i = 0; i < 9; ++i) plan[i] = values[i];
-    if (outputs != 0) plan[8] = box.boxes(params.conv);
+    if (box.images != 0) plan[8] = box.boxes(params.conv);
     return std::int64_t{0};
   });
 }
