@@ -33,9 +33,9 @@
 //     128 outputs:  tensor cores  512 (sparse) + 128 (responses)   shared  256 (ldmatrix) + 128 (writes) + 256 (reads)
 //     256 outputs:  tensor cores 1024 + 128                        shared  256 + 128 + 512
 // The dense product of the same takes 2304 and 4608 clocks. With 8 codewords: 1024 + 256 and 256 + 256 + 512, against
-// the same 2304. On an H100 mma.sync reaches 1.24 times the A100's clocks and shared memory as many: the tile of 256
-// outputs leaves the tensor cores the bound there too. Making the weight's registers takes 8 of the 64 (or 32) clocks
-// that their products do. None of this is measured yet.
+// the same 2304. An H100 does 1.24 times as much a clock by mma.sync, and twice that by sparse products if they share
+// its limits (assumed), with as much shared memory: at 256 outputs the tensor cores are the bound there too. Making the
+// weight's registers takes 8 of the 64 (or 32) clocks that their products do. None of this is measured yet.
 //
 // Rounding. x and the signs are exact, a response is a float32 sum of nine numbers, rounded once to x's type; their
 // sums are float32. So with u = 2^-11 (float16) or 2^-8 (bfloat16), and at most u_min = 2^-25 (float16) for tiny
@@ -283,7 +283,7 @@ struct Sparse {
         const int tap_column = column - of_pixel * (span - kTaps);
         const bool is_used = !kIsShared || (a.box.is_paired() ? pixel == 0 : pixel == of_pixel);
         const bool is_tap = k <= last && tap_column >= 0 && tap_column < kTaps && codeword < a.params.codewords;
-        const bool is_plus = (taps >> (row * kTaps + tap_column) & 1) != 0;
+        const bool is_plus = (taps >> (is_tap ? row * kTaps + tap_column : 0) & 1) != 0;
         const std::uint32_t half = is_used && is_tap ? Kind::kOne | (is_plus ? 0u : 0x8000u) : 0u;
         made.codewords[pixel].r[i / 2] |= half << (i % 2 * 16);
       }
