@@ -32,8 +32,8 @@ class Call(ctypes.Structure):
     _fields_ = tuple(
         (name, kind)
         for kind, names in {
-            ctypes.c_int64: ("unit", "binary", "sign_zero", "activation", "element", "codewords", "tile", "batch",
-                             "in_channels", "height", "width", "out_channels", "out_height", "out_width", "groups"),
+            ctypes.c_int64: ("unit", "binary", "has_bit_products", "sign_zero", "activation", "element", "codewords",
+                             "tile", "batch", "in_channels", "height", "width", "out_channels", "out_height", "out_width", "groups"),
             ctypes.c_int64 * 2: ("stride", "pad", "dilation"),
             ctypes.c_int64 * 4: ("x_strides", "y_strides", "residual_strides"),
             ctypes.c_void_p: ("x", "x_plus", "x_nonzero", "indices", "codebook", "scale", "bias", "residual", "slope",
@@ -145,6 +145,7 @@ def call_of(
     *,
     element: torch.dtype = torch.float32,
     binary: bool = False,
+    has_bit_products: bool = True,
     sign_zero: int = 0,
     tile: int = BY_SIZE,
     pack_shift: torch.Tensor | None = None,
@@ -161,7 +162,7 @@ def call_of(
     n, c, h, w = layer.shape
     _, out_channels, out_height, out_width = layer.sizes()
     call = Call(
-        int(layer.unit == UNIT_1X1), int(binary), sign_zero, ACTIVATIONS.index(epilogue.activation),
+        int(layer.unit == UNIT_1X1), int(binary), int(has_bit_products), sign_zero, ACTIVATIONS.index(epilogue.activation),
         ELEMENTS.index(element), layer.codewords, tile, n, c, h, w, out_channels, out_height, out_width, layer.groups,
         *((ctypes.c_int64 * 2)(*pair) for pair in (layer.stride, layer.padding, layer.dilation)),
         strides(None if packed else x), strides(y), strides(epilogue.residual),
@@ -236,24 +237,37 @@ def test_the_emulated_product_of_bits_counts_common_ones(library):
     assert torch.equal(d, product)
 
 
+def test_the_emulated_product_of_bytes_is_a_matrix_product(library):
+    a, b = (integers(*shape, seed=i).mul(-18).to(torch.int8) for i, shape in enumerate(((16, 32), (32, 8))))
+    d = integers(16, 8, seed=3).to(torch.int32)
+    by_columns, product = b.t().contiguous(), d + (a.int() @ b.int())
+    library.mma_bytes(*map(ctypes.c_void_p, (a.data_ptr(), by_columns.data_ptr(), d.data_ptr())))
+    assert torch.equal(d, product)
+
+
+@pytest.mark.parametrize("has_bit_products", [True, False])
 @pytest.mark.parametrize("tile", [LARGE, SMALL])
 @pytest.mark.parametrize("name", LAYERS)
-def test_binary_of_floats(library, name, tile):
+def test_binary_of_floats(library, name, tile, has_bit_products):
     layer = LAYERS[name]
     x = integers(*layer.shape)
     for sign_zero, layout, element in ((0, "contiguous", torch.float32), (1, "channels_last", torch.float16)):
         given = strided(x.to(element), layout)
-        y = run(library, layer, given, binary=True, sign_zero=sign_zero, tile=tile, element=element, out=layout)
+        y = run(
+            library, layer, given, binary=True, has_bit_products=has_bit_products, sign_zero=sign_zero, tile=tile,
+            element=element, out=layout,
+        )  # fmt: skip
         assert torch.equal(y.float(), expected(layer, signs(x, sign_zero)).to(element).float())
 
 
+@pytest.mark.parametrize("has_bit_products", [True, False])
 @pytest.mark.parametrize("tile", [LARGE, SMALL])
 @pytest.mark.parametrize("sign_zero", [0, 1])
 @pytest.mark.parametrize("name", LAYERS)
-def test_binary_of_packed(library, name, sign_zero, tile):
+def test_binary_of_packed(library, name, sign_zero, tile, has_bit_products):
     layer = LAYERS[name]
     x = pack(integers(*layer.shape), sign_zero=sign_zero)
-    y = run(library, layer, x, binary=True, tile=tile, out="channels_last")
+    y = run(library, layer, x, binary=True, has_bit_products=has_bit_products, tile=tile, out="channels_last")
     assert torch.equal(y, expected(layer, x.unpack()))
 
 
@@ -270,25 +284,28 @@ def test_floats(library, name, element, tile):
         assert torch.equal(y, expected(layer, x).to(element)), layout
 
 
+FLOATS, BITS, BYTES = ({"binary": b, "has_bit_products": h} for b, h in ((False, True), (True, True), (True, False)))
+
+
 @pytest.mark.parametrize("tile", [LARGE, SMALL])
-@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("kind", [FLOATS, BITS, BYTES], ids=["floats", "bits", "bytes"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_epilogue_and_packed_results(library, activation, binary, tile):
+def test_epilogue_and_packed_results(library, activation, kind, tile):
     element = (*ELEMENTS, torch.float16)[ACTIVATIONS.index(activation)]
     for name in ("odd", "wide groups", "1x1") if tile == SMALL else ("wide groups", "1x1"):
         layer = LAYERS[name]
         epilogue = full_epilogue(layer, element, activation)
         pack_shift = integers(layer.out_channels, seed=5) / 8
         x = integers(*layer.shape).to(element)
-        v = expected(layer, x.sign() if binary else x, epilogue)
+        v = expected(layer, x.sign() if kind["binary"] else x, epilogue)
         n, c, h, w = layer.sizes()
         for sign_zero, has_y in ((0, True), (1, False)):
             plus = torch.full((n, h, w, word_count(c)), 77)
             nonzero = None if sign_zero else plus.clone()
             memory, y = empty_like_output(layer, element, "contiguous")
             call, _alive = call_of(
-                layer, x, y if has_y else None, (plus, nonzero), element=element, binary=binary, tile=tile,
-                pack_shift=pack_shift, epilogue=epilogue,
+                layer, x, y if has_y else None, (plus, nonzero), element=element, tile=tile,
+                pack_shift=pack_shift, epilogue=epilogue, **kind,
             )  # fmt: skip
             assert library.product_call(ctypes.byref(call)) == 0, library.product_error()
             expected_plus, expected_nonzero = pack_signs(v, pack_shift, sign_zero)
@@ -326,14 +343,16 @@ def test_nan_and_infinity_reach_what_sees_them(library, element):
         assert torch.equal(y.nan_to_num(5.5, 1e4, -1e4), sums.nan_to_num(5.5, 1e4, -1e4))
 
 
+@pytest.mark.parametrize("has_bit_products", [True, False])
 @pytest.mark.parametrize("sign_zero", [0, 1])
-def test_the_sign_of_nan_is_zero(library, sign_zero):
+def test_the_sign_of_nan_is_zero(library, sign_zero, has_bit_products):
     layer = LAYERS["one channel"]
     x = integers(*layer.shape)
     x[0, 0, 2, 2] = NAN
     values = signs(x, sign_zero)
     values[0, 0, 2, 2] = 0
-    assert torch.equal(run(library, layer, x, binary=True, sign_zero=sign_zero), expected(layer, values))
+    y = run(library, layer, x, binary=True, has_bit_products=has_bit_products, sign_zero=sign_zero)
+    assert torch.equal(y, expected(layer, values))
 
 
 def split(library: ctypes.CDLL, x: torch.Tensor) -> torch.Tensor:
@@ -394,7 +413,9 @@ def test_nothing_outside_of_x_is_read(library, at_end):
             run(library, layer, halves, tile=tile, element=torch.float16).float(), expected(layer, floats)
         )
         packed = PackedActivations(words, None, c)
-        assert torch.equal(run(library, layer, packed, tile=tile, binary=True), expected(layer, packed.unpack()))
+        for kind in (BITS, BYTES):
+            assert torch.equal(run(library, layer, packed, tile=tile, **kind), expected(layer, packed.unpack()))
+        assert torch.equal(run(library, layer, floats, tile=tile, **BYTES), expected(layer, floats.sign()))
 
 
 def test_what_is_read_in_place_needs_no_scratch_memory(library):
@@ -404,10 +425,12 @@ def test_what_is_read_in_place_needs_no_scratch_memory(library):
     bytes_of_x = x.numel() * 2
     cases = (
         (last, {"element": torch.float16}, 0),
-        (pack(x), {"binary": True}, 0),
+        (pack(x), BITS, 0),
         (x.half(), {"element": torch.float16}, bytes_of_x),
         (x, {}, 3 * bytes_of_x),
-        (x, {"binary": True}, 2 * x.numel() // 8),
+        (x, BITS, 2 * x.numel() // 8),
+        (x, BYTES, x.numel()),  # a byte each
+        (pack(x), BYTES, x.numel()),
     )
     for given, options, expected_bytes in cases:
         call, _alive = call_of(layer, given, **options)
