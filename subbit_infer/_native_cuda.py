@@ -384,6 +384,7 @@ def planned(
         return found
     dtype = torch.float32 if packed else x.dtype
     x_shape = (x.shape[0], weight.channels * groups, *x.shape[1:3]) if packed else tuple(x.shape)
+    capability = device_of(x.device).capability
     conv = _C_cuda.Conv(
         unit=_UNITS[weight.unit],
         codewords=weight.count,
@@ -401,6 +402,7 @@ def planned(
         binary=activation_bits == 1,
         sign_zero=bool(sign_zero) and not packed,
         activation=ACTIVATIONS.index(activation),
+        capability=capability,
     )
     has_zeros = x_nonzero is not None if packed else True  # the sign of NaN is 0
     is_channels_last = not packed and x.stride(1) == 1
@@ -411,7 +413,8 @@ def planned(
     routes = tuple(route for route in ROUTES if conv.can_run(route))
     found_plans = candidates(shape, weight.channels // weight.unit[0], weight.count, weight.unit, routes)
     plan = _choose(found_plans, x.device)
-    product_weight = _product_weight(weight, conv, (groups, activation_bits)) if plan == "product" else None
+    arranged = groups, activation_bits, capability
+    product_weight = _product_weight(weight, conv, arranged) if plan == "product" else None
     made = Planned(conv, shape, found_plans, plan, product_weight)
     if len(weight.convs) >= _MOST_CONVS:
         weight.convs.clear()

@@ -26,6 +26,7 @@ cudaError_t launch_product(const CudaParams& params, const CudaOperands& operand
 
 // The same for one kind of activations; each in a file of its own.
 cudaError_t launch_product_bits(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
+// cudaErrorNotSupported on architectures before the last of the build.
 cudaError_t launch_product_int8(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
 cudaError_t launch_product_halves(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
 cudaError_t launch_product_floats(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);

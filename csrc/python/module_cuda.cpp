@@ -127,7 +127,7 @@ class Conv {
 Conv make_conv(Unit unit, int codewords, int element, const Quad& x_shape, const std::optional<Quad>& x_strides,
                const Quad& y_shape, const std::optional<Quad>& y_strides, const std::optional<Quad>& residual_strides,
                bool packs, const Pair& stride, const Pair& padding, const Pair& dilation, std::int64_t groups,
-               bool binary, bool sign_zero, int activation) {
+               bool binary, bool sign_zero, int activation, int capability) {
   constexpr std::int64_t kMost = std::int64_t{1} << 31;
   expect(codewords >= 1 && codewords <= kMaxCodewords, "codewords must be 1 to 256");
   for (int axis = 0; axis < 2; ++axis) {
@@ -152,6 +152,7 @@ Conv make_conv(Unit unit, int codewords, int element, const Quad& x_shape, const
   CudaParams params;
   params.element = element_of(element);
   params.codewords = codewords;
+  params.has_bit_products = has_bit_products(capability);
   ConvParams& conv = params.conv;
   conv.unit = unit;
   conv.activations = binary ? Activations::kBinary : Activations::kFloat;
@@ -206,7 +207,8 @@ PYBIND11_MODULE(_C_cuda, m) {
       .def(py::init(&make_conv), py::kw_only(), py::arg("unit"), py::arg("codewords"), py::arg("element"),
            py::arg("x_shape"), py::arg("x_strides"), py::arg("y_shape"), py::arg("y_strides"),
            py::arg("residual_strides"), py::arg("packs"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
-           py::arg("groups"), py::arg("binary"), py::arg("sign_zero"), py::arg("activation"))
+           py::arg("groups"), py::arg("binary"), py::arg("sign_zero"), py::arg("activation"),
+           py::arg("capability"))
       .def("can_run", &Conv::can_run, py::arg("route"))
       .def("scratch_bytes", &Conv::scratch_bytes, py::arg("route"), py::arg("x"), py::arg("x_nonzero"))
       .def_property_readonly("product_weight_bytes", &Conv::product_weight_bytes)
