@@ -35,7 +35,7 @@ SUBBIT_DEVICE ChannelEpilogue load_epilogue(const CudaOperands& operands, std::i
 // The result of one sum, in float32. Where there is no residual, it is 0. Never fused: each operation is rounded by
 // itself, so that the bits are those of the CPU's kernels. An absent vector's 1 or 0 changes nothing but that -0
 // becomes 0, as in every CPU kernel.
-SUBBIT_DEVICE float finish(float sum, const ChannelEpilogue& channel, Activation activation, float residual) {
+SUBBIT_DEVICE float finish_sum(float sum, const ChannelEpilogue& channel, Activation activation, float residual) {
   float v = __fadd_rn(__fmul_rn(sum, channel.scale), channel.bias);
   v = activate(__fadd_rn(v, residual), activation, channel.slope);
   return __fadd_rn(v, channel.shift);

@@ -42,13 +42,13 @@
 #include <type_traits>
 
 #include "cuda/copy_async.cuh"
-#include "cuda/epilogue.cuh"
 #include "cuda/mma.cuh"
 #include "cuda/params.h"
 #include "cuda/pixel.cuh"
 #include "cuda/platform.h"
 #include "cuda/product_weight.h"
 #include "cuda/start.cuh"
+#include "cuda/tile_epilogue.cuh"
 
 namespace subbit {
 
@@ -116,17 +116,16 @@ struct ProductArgs {
   CudaOperands operands;
   ProductInput x;
   ProductWeightShape weight;
+  TileEpilogueArgs epilogue;
   std::uint32_t pixels, output_tiles;                  // tiles of a group
-  std::int64_t y_words;                                // 32-bit words of a pixel's packed results
   std::int32_t height, width, dilation_h, dilation_w;  // of x
-  bool along_outputs;                                  // lanes lie along outputs in the epilogue, else along pixels
 };
 
-// Where a pixel of the tile is; `image` is negative where there is none.
+// Where a pixel of the tile is.
 struct TilePixel {
   std::int64_t x_offset;     // of its first tap in x, which may be outside
   std::int32_t row, column;  // of its first tap
-  std::int32_t image, out_row, out_column;
+  OutputPixel to;
 };
 
 template <class Kind, class Tile>
@@ -139,12 +138,14 @@ struct Product {
   static constexpr int kWeightBytes = Kind::kIsBits ? Tile::kSteps * Tile::kOutputs * kStepBytes : 0;
   static constexpr int kStageBytes = Kind::kPlanes * kPlaneBytes + kWeightBytes;
   static constexpr int kMaxTaps = 9;
-  static constexpr int kVectors = 5;                                   // of ChannelEpilogue
   static constexpr int kCounters = Tile::kWarpsM * Tile::kWarpsK * 4;  // of a pixel's bits
   static constexpr int kWarpSteps = Tile::kSteps / Tile::kWarpsK;
   // The sums of half the fragments' pixels at a time.
   static constexpr int kRounds = 2, kRoundN = Tile::kN / kRounds, kRoundPixels = Tile::kPixels / kRounds;
   static constexpr int kSumRow = Tile::kOutputs + 5;
+
+  using Epilogue = TileEpilogue<Tile::kOutputs, kThreads>;
+  using Outputs = typename Epilogue::Outputs;
 
   // What of a pixel the sums of bits need.
   struct PixelBits {
@@ -158,7 +159,7 @@ struct Product {
       Sum sums[Tile::kWarpsK][kRoundPixels][kSumRow];
     };
     TilePixel pixels[Tile::kPixels];
-    float channels[kVectors][Tile::kOutputs];
+    typename Epilogue::Channels channels;
     std::int32_t plus_of_tap[Kind::kIsBits ? Tile::kOutputs : 1][kMaxTaps + 1];
     std::int32_t set_bits[Kind::kIsBits ? kCounters : 1][Tile::kPixels];
     PixelBits bits[Kind::kIsBits ? Tile::kPixels : 1];
@@ -192,9 +193,11 @@ struct Product {
     const std::uint32_t row = tile / a.output_tiles, groups = static_cast<std::uint32_t>(a.weight.groups);
     const std::int64_t first_output = static_cast<std::int64_t>(tile - row * a.output_tiles) * Tile::kOutputs;
     const std::int64_t group = row % groups;
-    const std::uint32_t first_pixel = row / groups * Tile::kPixels;
+    const Outputs outputs{group, a.weight.group_outputs, first_output};
     const Place at = place();
-    set_up(a, shared, group, first_output, first_pixel);
+    set_up_pixels(a, shared, row / groups * Tile::kPixels);
+    Epilogue::load(a.operands, outputs, shared.channels);
+    if constexpr (Kind::kIsBits) load_counts(a, shared, outputs);
     __syncthreads();
 
     const int stages = static_cast<int>((a.weight.steps + Tile::kSteps - 1) / Tile::kSteps);
@@ -235,52 +238,45 @@ struct Product {
         if (round == 0) make_pixel_bits(a, shared);
       }
       __syncthreads();
-      finish_round(a, shared, round, group, first_output);
+      finish_round(a, shared, round, outputs);
     }
   }
 
-  static SUBBIT_DEVICE void set_up(const ProductArgs& a, Shared& shared, std::int64_t group, std::int64_t first_output,
-                                   std::uint32_t first_pixel) {
+  static SUBBIT_DEVICE void set_up_pixels(const ProductArgs& a, Shared& shared, std::uint32_t first_pixel) {
     const ConvParams& conv = a.params.conv;
     SUBBIT_UNROLL
     for (int first = 0; first < Tile::kPixels; first += kThreads) {
       const int i = first + static_cast<int>(threadIdx.x);
       if (Tile::kPixels % kThreads != 0 && i >= Tile::kPixels) continue;
       constexpr std::int32_t kNowhere = -(1 << 30);
-      TilePixel pixel{0, kNowhere, kNowhere, -1, 0, 0};
+      TilePixel pixel{0, kNowhere, kNowhere, {-1, 0, 0}};
       const std::uint32_t number = first_pixel + i;
       if (number < a.pixels) {
         const auto height = static_cast<std::uint32_t>(conv.out_height);
         const auto width = static_cast<std::uint32_t>(conv.out_width);
         const std::uint32_t line = number / width, image = line / height;
-        pixel.image = static_cast<std::int32_t>(image);
-        pixel.out_row = static_cast<std::int32_t>(line - image * height);
-        pixel.out_column = static_cast<std::int32_t>(number - line * width);
-        const std::int64_t row = pixel.out_row * conv.stride_h - conv.pad_h;
-        const std::int64_t column = pixel.out_column * conv.stride_w - conv.pad_w;
+        pixel.to = {static_cast<std::int32_t>(image), static_cast<std::int32_t>(line - image * height),
+                    static_cast<std::int32_t>(number - line * width)};
+        const std::int64_t row = pixel.to.row * conv.stride_h - conv.pad_h;
+        const std::int64_t column = pixel.to.column * conv.stride_w - conv.pad_w;
         pixel.row = static_cast<std::int32_t>(row);
         pixel.column = static_cast<std::int32_t>(column);
         pixel.x_offset = image * a.x.n + row * a.x.h + column * a.x.w;
       }
       shared.pixels[i] = pixel;
     }
+  }
+
+  // How many weights of each tap, and of all, are +1.
+  static SUBBIT_DEVICE void load_counts(const ProductArgs& a, Shared& shared, const Outputs& outputs) {
+    const std::int64_t signs = a.weight.groups * a.weight.blocks * a.weight.block_words;
+    const auto* counts = static_cast<const std::int32_t*>(a.operands.product_weight) + signs;
     SUBBIT_UNROLL
     for (int first = 0; first < Tile::kOutputs; first += kThreads) {
       const int i = first + static_cast<int>(threadIdx.x);
-      if ((Tile::kOutputs % kThreads != 0 && i >= Tile::kOutputs) || first_output + i >= a.weight.group_outputs) {
-        continue;
-      }
-      const std::int64_t output = group * a.weight.group_outputs + first_output + i;
-      const ChannelEpilogue channel = load_epilogue(a.operands, output);
-      const float values[kVectors] = {channel.scale, channel.bias, channel.slope, channel.shift, channel.pack_shift};
-      SUBBIT_UNROLL
-      for (int v = 0; v < kVectors; ++v) shared.channels[v][i] = values[v];
-      if constexpr (Kind::kIsBits) {
-        const std::int64_t signs = a.weight.groups * a.weight.blocks * a.weight.block_words;
-        const auto* counts = static_cast<const std::int32_t*>(a.operands.product_weight) + signs;
-        for (int tap = 0; tap <= a.weight.taps; ++tap) {
-          shared.plus_of_tap[i][tap] = counts[output * (a.weight.taps + 1) + tap];
-        }
+      if ((Tile::kOutputs % kThreads != 0 && i >= Tile::kOutputs) || !outputs.has(i)) continue;
+      for (int tap = 0; tap <= a.weight.taps; ++tap) {
+        shared.plus_of_tap[i][tap] = counts[outputs.channel(i) * (a.weight.taps + 1) + tap];
       }
     }
   }
@@ -534,63 +530,25 @@ struct Product {
     return static_cast<float>(4 * count - 2 * plus + bits.offset);
   }
 
-  // The epilogue of a round's pixels: a warp takes 32 outputs of a pixel, or 32 pixels of an output.
-  static SUBBIT_DEVICE void finish_round(const ProductArgs& a, const Shared& shared, int round, std::int64_t group,
-                                         std::int64_t first_output) {
-    static_assert(Tile::kOutputs % kWarpLanes == 0 && kThreads % kWarpLanes == 0);
-    constexpr int kItems = (kRoundPixels * Tile::kOutputs + kThreads - 1) / kThreads;
-    const ConvParams& conv = a.params.conv;
-    const CudaOperands& o = a.operands;
-    const std::int64_t first = group * a.weight.group_outputs + first_output;  // output of the tile's first
-    // Groups end with whole words; behind a single one's last output there may be half a word of zeros.
-    const std::int64_t word_end = a.weight.groups == 1 ? a.y_words : (group + 1) * a.weight.group_outputs / 32;
-    for (int i = 0; i < kItems; ++i) {
-      const int item = i * kThreads + static_cast<int>(threadIdx.x);
-      const int row = a.along_outputs ? item / Tile::kOutputs : item % kRoundPixels;
-      const int output = a.along_outputs ? item % Tile::kOutputs : item / kRoundPixels;
+  static SUBBIT_DEVICE void finish_round(const ProductArgs& a, const Shared& shared, int round,
+                                         const Outputs& outputs) {
+    const auto pixel_of = [&](int row) {
       constexpr int kRoundWarpPixels = kRoundN * kFragmentPixels;
-      const int pixel = (row / kRoundWarpPixels * kRounds + round) * kRoundWarpPixels + row % kRoundWarpPixels;
-      const TilePixel& at = shared.pixels[pixel];
-      const std::int64_t image = at.image, out_row = at.out_row, out_column = at.out_column;
-      SignBits signs{false, false};
-      if (image >= 0 && first_output + output < a.weight.group_outputs) {
-        Sum all = shared.sums[0][row][output];
-        SUBBIT_UNROLL
-        for (int k = 1; k < Tile::kWarpsK; ++k) all = all + shared.sums[k][row][output];
-        float sum = 0.0f;
-        if constexpr (Kind::kIsBits) {
-          sum = sum_of_bits(a, shared, all, pixel, output);
-        } else {
-          sum = static_cast<float>(all);
-        }
-        const std::int64_t channel = first + output;
-        float residual = 0.0f;
-        if (o.residual) {
-          residual = load_element(o.residual, a.params.element,
-                                  image * conv.residual_n + channel * conv.residual_c + out_row * conv.residual_h +
-                                      out_column * conv.residual_w);
-        }
-        const ChannelEpilogue of_channel{shared.channels[0][output], shared.channels[1][output],
-                                         shared.channels[2][output], shared.channels[3][output],
-                                         shared.channels[4][output]};
-        const float v = finish(sum, of_channel, conv.activation, residual);
-        signs = sign_bits(v, of_channel.pack_shift, o.y_nonzero == nullptr);
-        if (o.y) {
-          store_element(o.y, a.params.element,
-                        image * conv.y_n + channel * conv.y_c + out_row * conv.y_h + out_column * conv.y_w, v);
-        }
+      return (row / kRoundWarpPixels * kRounds + round) * kRoundWarpPixels + row % kRoundWarpPixels;
+    };
+    const auto sum_of = [&](int row, int output) {
+      Sum all = shared.sums[0][row][output];
+      SUBBIT_UNROLL
+      for (int k = 1; k < Tile::kWarpsK; ++k) all = all + shared.sums[k][row][output];
+      if constexpr (Kind::kIsBits) {
+        return sum_of_bits(a, shared, all, pixel_of(row), output);
+      } else {
+        return static_cast<float>(all);
       }
-      if (o.y_plus) {  // lanes lie along outputs then
-        const std::uint32_t plus = __ballot_sync(~0u, signs.plus), nonzero = __ballot_sync(~0u, signs.nonzero);
-        const std::int64_t word = (first + output) / 32;
-        if (output % 32 == 0 && image >= 0 && word < word_end) {
-          const std::int64_t to =
-              ((image * conv.out_height + out_row) * conv.out_width + out_column) * a.y_words + word;
-          reinterpret_cast<std::uint32_t*>(o.y_plus)[to] = plus;
-          if (o.y_nonzero) reinterpret_cast<std::uint32_t*>(o.y_nonzero)[to] = nonzero;
-        }
-      }
-    }
+    };
+    Epilogue::template finish<kRoundPixels>(
+        a.params, a.operands, a.epilogue, outputs, shared.channels,
+        [&](int row) { return shared.pixels[pixel_of(row)].to; }, sum_of);
   }
 };
 

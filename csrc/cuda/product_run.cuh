@@ -94,12 +94,11 @@ Status run_product(const CudaParams& params, const CudaOperands& operands, Strea
   args.operands = operands;
   args.weight = product_weight_shape(params);
   args.pixels = static_cast<std::uint32_t>(output_pixels(params));
-  args.y_words = ceil_div(conv.out_channels, kWordChannels) * 2;
   args.height = static_cast<std::int32_t>(conv.height);
   args.width = static_cast<std::int32_t>(conv.width);
   args.dilation_h = static_cast<std::int32_t>(conv.dilation_h);
   args.dilation_w = static_cast<std::int32_t>(conv.dilation_w);
-  args.along_outputs = conv.packs || conv.y_c == 1;
+  args.epilogue = tile_epilogue_args(conv);
   const Status status = start_input(params, operands, stream, args.x);
   if (status != kStarted) return status;
   if (fills_device<Large>(params)) return start_tile<Kind, Large>(args, stream);

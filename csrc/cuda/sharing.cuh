@@ -412,7 +412,7 @@ class Sharing {
       const ChannelEpilogue channel = load_epilogue(to, c);
       const float added =
           to.residual ? load_element(to.residual, task_.params.element, residual + c * conv_.residual_c) : 0.0f;
-      const float v = finish(sum_of(column[o * kWarp], half), channel, conv_.activation, added);
+      const float v = finish_sum(sum_of(column[o * kWarp], half), channel, conv_.activation, added);
       if (to.y) store_element(to.y, task_.params.element, y + c * conv_.y_c, v);
       const SignBits bits = sign_bits(v, channel.pack_shift, to.y_nonzero == nullptr);
       is_plus |= static_cast<unsigned>(bits.plus) << o;
