@@ -1,7 +1,8 @@
 """The build of the CUDA kernels: its options; registers, memory and instructions of the machine code. Needs no device.
 
 tests/data/cuda_budget.json holds, for each kernel: the threads of its largest block, the registers that a thread may
-use, the static shared memory in bytes (sm_90 keeps 1024 for itself), and how many of which instructions must be there.
+use, the static shared memory in bytes (sm_90 keeps 1024 for itself), how many of which instructions must be there,
+and, where it is not compiled for all, for which architectures.
 """
 
 from __future__ import annotations
@@ -59,12 +60,17 @@ def readable(symbols: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def machine_code(request, cuobjdump) -> dict[str, dict]:
+def architecture(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def machine_code(architecture, cuobjdump) -> dict[str, dict]:
     """For each kernel of an architecture: registers, stack and local memory in bytes, and the text of its code."""
-    usage = cuobjdump("-arch", request.param, "-res-usage")
+    usage = cuobjdump("-arch", architecture, "-res-usage")
     found = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     code = dict(
-        re.findall(r"Function : (\w+)\n(.*?)(?=\n\s*Function : |\Z)", cuobjdump("-arch", request.param, "-sass"), re.S)
+        re.findall(r"Function : (\w+)\n(.*?)(?=\n\s*Function : |\Z)", cuobjdump("-arch", architecture, "-sass"), re.S)
     )
     kernels = [(symbol, *map(int, sizes)) for symbol, *sizes in found if symbol in code]
     fields = "registers", "stack", "shared", "local", "code"
@@ -74,8 +80,15 @@ def machine_code(request, cuobjdump) -> dict[str, dict]:
     }
 
 
-def test_every_kernel_has_a_budget(machine_code):
-    assert set(machine_code) == set(BUDGET)
+def test_every_kernel_has_a_budget(architecture, machine_code):
+    compiled = {name for name, budget in BUDGET.items() if architecture in budget.get("architectures", ARCHITECTURES)}
+    assert set(machine_code) == compiled
+
+
+def test_later_architectures_have_the_ptx_of_every_kernel(cuobjdump):
+    """Of every kernel that they may choose: the last architecture's, which they compile when it is loaded."""
+    entries = re.findall(r"\.entry (\w+)\(", cuobjdump("-arch", ARCHITECTURES[-1], "-ptx"))
+    assert set(readable(entries)) == set(BUDGET)
 
 
 def test_registers_are_within_the_budget(machine_code):

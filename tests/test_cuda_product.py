@@ -33,7 +33,8 @@ class Call(ctypes.Structure):
         (name, kind)
         for kind, names in {
             ctypes.c_int64: ("unit", "binary", "has_bit_products", "sign_zero", "activation", "element", "codewords",
-                             "tile", "batch", "in_channels", "height", "width", "out_channels", "out_height", "out_width", "groups"),
+                             "tile", "batch", "in_channels", "height", "width", "out_channels", "out_height",
+                             "out_width", "groups"),
             ctypes.c_int64 * 2: ("stride", "pad", "dilation"),
             ctypes.c_int64 * 4: ("x_strides", "y_strides", "residual_strides"),
             ctypes.c_void_p: ("x", "x_plus", "x_nonzero", "indices", "codebook", "scale", "bias", "residual", "slope",
@@ -162,8 +163,8 @@ def call_of(
     n, c, h, w = layer.shape
     _, out_channels, out_height, out_width = layer.sizes()
     call = Call(
-        int(layer.unit == UNIT_1X1), int(binary), int(has_bit_products), sign_zero, ACTIVATIONS.index(epilogue.activation),
-        ELEMENTS.index(element), layer.codewords, tile, n, c, h, w, out_channels, out_height, out_width, layer.groups,
+        int(layer.unit == UNIT_1X1), int(binary), int(has_bit_products), sign_zero,
+        ACTIVATIONS.index(epilogue.activation), ELEMENTS.index(element), layer.codewords, tile, n, c, h, w, out_channels, out_height, out_width, layer.groups,
         *((ctypes.c_int64 * 2)(*pair) for pair in (layer.stride, layer.padding, layer.dilation)),
         strides(None if packed else x), strides(y), strides(epilogue.residual),
         None if packed else pointer(x), pointer(x.plus) if packed else None, pointer(x.nonzero) if packed else None,

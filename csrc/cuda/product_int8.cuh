@@ -1,4 +1,4 @@
-// Binary activations on devices without products of bits: products of int8.
+// Binary activations on devices without products of bits: products of int8 (sign_bytes.cuh makes x of them).
 #pragma once
 
 #include "cuda/product_run.cuh"

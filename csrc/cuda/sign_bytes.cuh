@@ -34,18 +34,32 @@ struct PieceSigns {
   std::uint32_t plus, nonzero;
 };
 
-SUBBIT_DEVICE PieceSigns signs_of_floats(const SignBytesArgs& a, std::uint32_t pixel, std::int64_t first, int count) {
-  const Pixel at = pixel_of(pixel, a.height, a.width);
-  const std::int64_t offset = at.image * a.x_n + at.row * a.x_h + at.column * a.x_w + first * a.x_c;
+template <class T>
+SUBBIT_DEVICE PieceSigns signs_of_elements(const T* from, std::int64_t stride, int count, bool sign_zero) {
   PieceSigns signs{0, 0};
   SUBBIT_UNROLL
   for (int c = 0; c < kPieceBytes; ++c) {
     if (c >= count) continue;
-    const SignBits bits = sign_bits(load_element(a.x, a.element, offset + c * a.x_c), 0.0f, a.sign_zero);
+    const SignBits bits = sign_bits(to_float(from[c * stride]), 0.0f, sign_zero);
     signs.plus |= std::uint32_t{bits.plus} << c;
     signs.nonzero |= std::uint32_t{bits.nonzero} << c;
   }
   return signs;
+}
+
+// The type is asked for once and not for every element, so that loads do not wait for each other.
+SUBBIT_DEVICE PieceSigns signs_of_floats(const SignBytesArgs& a, std::uint32_t pixel, std::int64_t first, int count) {
+  const Pixel at = pixel_of(pixel, a.height, a.width);
+  const std::int64_t offset = at.image * a.x_n + at.row * a.x_h + at.column * a.x_w + first * a.x_c;
+  switch (a.element) {
+    case Element::kFloat32:
+      break;
+    case Element::kFloat16:
+      return signs_of_elements(static_cast<const __half*>(a.x) + offset, a.x_c, count, a.sign_zero);
+    case Element::kBfloat16:
+      return signs_of_elements(static_cast<const __nv_bfloat16*>(a.x) + offset, a.x_c, count, a.sign_zero);
+  }
+  return signs_of_elements(static_cast<const float*>(a.x) + offset, a.x_c, count, a.sign_zero);
 }
 
 SUBBIT_DEVICE PieceSigns signs_of_words(const SignBytesArgs& a, std::uint32_t pixel, std::int64_t first, int count) {
