@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from layers import RESNET18, RESNET34, Layer
 from machine import ROOT, output_of
 from results import Record, Result, total_of
-from subbit_infer import PackedWeight, _native_cuda, conv, pack
+from subbit_infer import PackedWeight, _cuda_plan, _native_cuda, conv, pack
 from subbit_infer.codebook import vanilla
 from timing import Sample
 
@@ -274,12 +274,12 @@ def _chosen(work: Work, kind: str) -> str:
     """The planner's choice, which it makes from sizes alone."""
     x = work.half if kind == F16 else work.x
     out_side = (work.layer.side - 1) // work.layer.stride + 1
-    shape = _native_cuda.Shape(
+    shape = _cuda_plan.Shape(
         x.device, (work.batch, work.layer.c_out, out_side, out_side), work.layer.side**2, 1, x.dtype,
         binary=False, has_zeros=True, is_channels_last=kind == F16, packed_input=False, float_output=True,
         packed_output=False, is_bare=False,
     )  # fmt: skip
-    return _native_cuda.candidates(shape, work.weight.units, work.weight.codewords, work.weight.unit)[0].plan
+    return _cuda_plan.candidates(shape, work.weight.units, work.weight.codewords, work.weight.unit)[0].plan
 
 
 def rates(notes: list[str]) -> dict[str, float]:

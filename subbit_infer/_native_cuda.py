@@ -1,4 +1,4 @@
-"""The one file that touches the compiled CUDA module: says why there is none, prepares weights, plans and launches.
+"""The one file that touches the compiled CUDA module: says why there is none, plans and launches.
 
 Nothing here waits for the device but what is done once for a weight: its first call on a device, and its first call by
 a plan that reads it in another form. So captures of CUDA graphs need one call before them, as torch's own layers do.
@@ -7,23 +7,18 @@ a plan that reads it in another form. So captures of CUDA graphs need one call b
 from __future__ import annotations
 
 import functools
-import math
-import os
-import threading
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from subbit_infer import _native
-from subbit_infer._cache import PerTensor
+from subbit_infer import _cuda_check, _cuda_device, _cuda_plan, _native
+from subbit_infer._cuda_plan import ELEMENTS, ROUTES, Candidate, Planned, Shape
+from subbit_infer._cuda_weight import Prepared
 from subbit_infer.activations import word_count
 from subbit_infer.epilogue import ACTIVATIONS
-from subbit_infer.weight import unpack_codebook
 
 _C_cuda: ModuleType | None = None
 _missing = ""
@@ -37,14 +32,7 @@ except ModuleNotFoundError:
 except ImportError as error:
     _missing = f"subbit_infer._C_cuda cannot be loaded: {error}"
 
-ELEMENTS = (torch.float32, torch.float16, torch.bfloat16)
-"""What x, the residual and y may hold, in the order in which kernels number them."""
-
-ROUTES = ("sharing", "product")
-"""The plans that kernels run; "dense" is torch's."""
-
 _UNITS = {} if _C_cuda is None else {(1, 3, 3): _C_cuda.Unit.k3x3, (8, 1, 1): _C_cuda.Unit.k8x1x1}
-_WORD_BYTES = 4  # rows of indices are whole words on the device
 _MOST_CONVS = 32  # sizes and options that one weight is kept planned for
 
 
@@ -68,31 +56,6 @@ def _built() -> str:
     return f"{', '.join([*others, last])} and, through the PTX of {last}, later ones"
 
 
-class Device(NamedTuple):
-    """What the planner needs of a device.
-
-    Attributes:
-        name: as the driver has it.
-        capability: major * 10 + minor.
-        multiprocessors: their number.
-    """
-
-    name: str
-    capability: int
-    multiprocessors: int
-
-
-@functools.cache
-def _device(index: int) -> Device:
-    properties = torch.cuda.get_device_properties(index)
-    return Device(properties.name, properties.major * 10 + properties.minor, properties.multi_processor_count)
-
-
-def device_of(device: torch.device) -> Device:
-    """The device's facts; asked for once."""
-    return _device(torch.cuda.current_device() if device.index is None else device.index)
-
-
 def is_built_for(capability: int) -> bool:
     """Whether there is machine code for an architecture (of its major version, not a later one), or PTX."""
     if _C_cuda is None:
@@ -108,7 +71,7 @@ def check_device(device: torch.device) -> None:
     Raises:
         RuntimeError: they are not; the message names the architectures that they are built for.
     """
-    facts = device_of(device)
+    facts = _cuda_device.device_of(device)
     if not is_built_for(facts.capability):
         raise RuntimeError(
             f"x must be on a device that kernels are built for ({_built()}), got {device}: {facts.name}, "
@@ -125,235 +88,53 @@ def info() -> dict[str, Any]:
         for) and ``devices``, each with ``name``, ``capability``, ``multiprocessors`` and ``supported``.
     """
     count = torch.cuda.device_count() if torch.version.cuda is not None and torch.cuda.is_available() else 0
+    devices = map(_cuda_device.facts_of, range(count))
     return {
         "reason": reason(),
         "torch": torch.version.cuda,
         "built": _C_cuda is not None,
         "cuda": None if _C_cuda is None else f"{_C_cuda.version // 1000}.{_C_cuda.version % 1000 // 10}",
         "architectures": [] if _C_cuda is None else list(_C_cuda.architectures),
-        "devices": [
-            {**facts._asdict(), "supported": is_built_for(facts.capability)} for facts in map(_device, range(count))
-        ],
+        "devices": [{**facts._asdict(), "supported": is_built_for(facts.capability)} for facts in devices],
     }
 
 
-@contextmanager
-def _stream_of(device: torch.device) -> Iterator[int]:
-    """Makes the device current, and gives its current stream as launches take it."""
-    with torch.cuda.device(device):
-        yield torch.cuda.current_stream(device).cuda_stream
+@functools.cache
+def _is_right(
+    plan: str, device: torch.device, unit: tuple[int, int, int], codewords: int, dtype: torch.dtype, binary: bool
+) -> bool:
+    """Whether a plan's kernels compute what they should on a device: tried out once, which waits for it."""
+    _cuda_device.refuse_capture(device)
+    bits = 1 if binary else 32
+    with torch.inference_mode(False), torch.no_grad():
+        for problem in _cuda_check.problems(device, unit, codewords, dtype, binary):
+            y = torch.empty_like(problem.expected, dtype=dtype)
+            sizes = (y.shape[0], y.shape[1], y.shape[2], y.shape[3])
+            is_started = conv2d(
+                problem.weight, problem.x, y, None, None, (1, 1), problem.padding, (1, 1), 1, bits, 0, is_bare=False,
+                sizes=sizes, plan=plan,
+            )  # fmt: skip
+            if is_started and not torch.equal(y, problem.expected.to(dtype)):
+                name = _cuda_device.device_of(device).name
+                warnings.warn(
+                    f"the kernels of the plan {plan!r} compute wrong results on {device} ({name}) with {dtype}, "
+                    f"activations of {bits} bits, the unit {unit} and {codewords} codewords; they are not used there. "
+                    "Please report it with what `subbit env` says",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return False
+    return True
 
 
-def _is_capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _refuse_capture(device: torch.device) -> None:
-    if _is_capturing(device):
-        raise RuntimeError(
-            "a weight's first call on a device waits for the device, which captures of CUDA graphs forbid: "
-            "call it once with such an input before the capture"
-        )
-
-
-def _settle(device: torch.device) -> None:
-    """Waits for what was just made, so that every stream may read it."""
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
-
-
-class Shape(NamedTuple):
-    """What the planner is asked about a call, beside the weight.
-
-    Attributes:
-        device: that it runs on.
-        sizes: (N, C_out, H_out, W_out).
-        input_pixels: H * W.
-        groups: groups of channels.
-        dtype: of a float x and result.
-        binary: whether x is, or is made, signs.
-        has_zeros: whether those may be 0.
-        is_channels_last: whether x is.
-        packed_input: whether x is words.
-        float_output: whether floats are asked for.
-        packed_output: whether words are.
-        is_bare: whether nothing follows the sums but what rounding to the dtype does not change.
-    """
-
-    device: torch.device
-    sizes: tuple[int, int, int, int]
-    input_pixels: int
-    groups: int
-    dtype: torch.dtype
-    binary: bool
-    has_zeros: bool
-    is_channels_last: bool
-    packed_input: bool
-    float_output: bool
-    packed_output: bool
-    is_bare: bool
-
-
-class Candidate(NamedTuple):
-    """A way to run a call, and the microseconds that it is predicted to take for the whole batch."""
-
-    plan: str
-    microseconds: float
-
-
-class Planned(NamedTuple):
-    """A convolution of settled sizes and options.
-
-    Attributes:
-        conv: what launches.
-        shape: what the planner was asked.
-        candidates: what it answered, the quickest first.
-        plan: "sharing", "product" or "dense": what was taken.
-        product_weight: the weight as the product's kernels read it; None for the other plans.
-    """
-
-    conv: Any
-    shape: Shape
-    candidates: list[Candidate]
-    plan: str
-    product_weight: Tensor | None
-
-
-class Prepared:
-    """A weight on a device as the kernels read it, and the convolutions with it, by their sizes and options."""
-
-    def __init__(self, words: Tensor, codewords: Tensor, channels: int, count: int, unit: tuple[int, int, int]) -> None:
-        self.words = words  # int32 (C_out, words): indices of tau bits
-        self.codewords = codewords  # int16 (K,), bit t for tap t
-        self.channels = channels  # of a group
-        self.count = count  # K
-        self.unit = unit
-        self.convs: dict[tuple[object, ...], Planned] = {}
-        self.products: dict[object, Tensor] = {}  # by how they are arranged
-        self._dense: dict[torch.dtype, Tensor] = {}
-
-    def dense(self, dtype: torch.dtype, decode: Callable[[], Tensor]) -> Tensor:
-        """The decoded weight in a dtype, made by ``decode`` at the first call, without scale."""
-        found = self._dense.get(dtype)
-        if found is not None:
-            return found
-        _refuse_capture(self.words.device)
-        with torch.inference_mode(False), torch.no_grad():
-            weight = decode().to(dtype)
-        _settle(self.words.device)
-        self._dense[dtype] = weight
-        return weight
-
-
-class _Entry(NamedTuple):
-    """A prepared weight, and what its tensors were when it was made."""
-
-    weight: Prepared
-    codebook: weakref.ref[Tensor]
-    state: tuple[object, ...]
-    copy: tuple[Tensor, Tensor] | None  # only of tensors that do not count their changes
-
-
-_prepared = PerTensor[_Entry]()  # by packed_indices
-_lock = threading.Lock()
-# As in _native: a child never inherits it locked by a thread that it does not have.
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
-
-
-def find_prepared(
-    packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]
-) -> Prepared | None:
-    """The prepared weight if there is one and its tensors have not changed since."""
-    entry = _prepared.get(packed)
-    if entry is None or entry.codebook() is not codebook:
-        return None
-    if entry.state != _native.state_of(packed, codebook, units, codewords, unit):
-        return None
-    if entry.copy is not None and not _is_capturing(packed.device):
-        copies = zip((packed, codebook), entry.copy, strict=True)
-        if not all(torch.equal(tensor, copy) for tensor, copy in copies):
-            return None
-    return entry.weight
-
-
-def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]) -> Prepared:
-    """The weight as the kernels read it: validated and brought into shape once, and again only if its tensors change.
-
-    The first call waits for the device. So does every call with tensors made in inference mode, outside captures:
-    torch does not count their changes, so they are compared. Changes through ``.data`` are not seen.
-
-    Raises:
-        TypeError: a packed tensor is not uint8.
-        ValueError: the packed tensors do not fit the sizes, or an index is out of range.
-        RuntimeError: the first call is inside the capture of a CUDA graph.
-    """
-    found = find_prepared(packed, codebook, units, codewords, unit)
-    if found is not None:
-        return found
-    with _lock:
-        found = find_prepared(packed, codebook, units, codewords, unit)
-        if found is not None:
-            return found
-        _refuse_capture(packed.device)
-        with torch.inference_mode(False), torch.no_grad():
-            indices, bits = packed.cpu().contiguous(), codebook.cpu().contiguous()
-            _native.check_weight(indices, bits, units, codewords, unit)
-            words = torch.nn.functional.pad(indices, (0, -indices.shape[1] % _WORD_BYTES)).view(torch.int32)
-            taps = (unpack_codebook(bits, codewords, unit) > 0).flatten(1).to(torch.int32)
-            numbers = (taps << torch.arange(taps.shape[1])).sum(1).to(torch.int16)
-            weight = Prepared(words.to(packed.device), numbers.to(packed.device), units * unit[0], codewords, unit)
-            uncounted = packed.is_inference() or codebook.is_inference()
-            copy = (packed.clone(), codebook.clone()) if uncounted else None
-        state = _native.state_of(packed, codebook, units, codewords, unit)
-        _prepared.put(packed, _Entry(weight, weakref.ref(codebook), state, copy))
-        return weight
-
-
-def candidates(
-    shape: Shape, units: int, codewords: int, unit: tuple[int, int, int], routes: tuple[str, ...] = ROUTES
-) -> list[Candidate]:
-    """Every way to run a call, the quickest first.
-
-    Args:
-        shape: the call.
-        units: of one output channel.
-        codewords: size of the codebook.
-        unit: one of those that kernels are compiled for.
-        routes: the plans that have a kernel for it; "dense" always is there.
-    """
-    facts = device_of(shape.device)
-    found = _native.cuda_candidates(
-        binary=shape.binary,
-        element=ELEMENTS.index(shape.dtype),
-        unit=_native.UNITS[unit],
-        codewords=codewords,
-        units=units,
-        outputs=shape.sizes[1] // shape.groups,
-        groups=shape.groups,
-        batch=shape.sizes[0],
-        pixels=shape.sizes[2] * shape.sizes[3],
-        input_pixels=shape.input_pixels,
-        has_zeros=shape.has_zeros,
-        is_channels_last=shape.is_channels_last,
-        packed_input=shape.packed_input,
-        float_output=shape.float_output,
-        packed_output=shape.packed_output,
-        is_bare=shape.is_bare,
-        capability=facts.capability,
-        multiprocessors=facts.multiprocessors,
-        has_sharing="sharing" in routes,
-        has_product="product" in routes,
-    )
-    return [Candidate(c["plan"], c["microseconds"]) for c in found]
-
-
-def _choose(found: list[Candidate], device: torch.device) -> str:
-    """The plan that ``SUBBIT_PLAN`` asks for where there is one, else the quickest."""
+def _choose(found: list[Candidate], weight: Prepared, shape: Shape) -> str:
+    """The plan that ``SUBBIT_PLAN`` asks for where there is one, else the quickest, of those that are right."""
     wanted = _native.wanted_plan()
-    plan = next((c.plan for c in found if c.plan == wanted), found[0].plan)
     if wanted != "dense":
-        check_device(device)
-    return plan
+        check_device(shape.device)
+    plans = sorted((c.plan for c in found), key=lambda plan: plan != wanted)  # stable: the others stay in order
+    kind = shape.device, weight.unit, weight.count, shape.dtype, shape.binary
+    return next(plan for plan in plans if plan == "dense" or _is_right(plan, *kind))
 
 
 def planned(
@@ -372,6 +153,7 @@ def planned(
     activation: str,
     packs: bool,
     is_bare: bool,
+    plan: str | None = None,
 ) -> Planned:
     """The convolution for these sizes and options, planned at their first call; see :func:`conv2d`."""
     assert _C_cuda is not None
@@ -384,7 +166,7 @@ def planned(
         return found
     dtype = torch.float32 if packed else x.dtype
     x_shape = (x.shape[0], weight.channels * groups, *x.shape[1:3]) if packed else tuple(x.shape)
-    capability = device_of(x.device).capability
+    capability = _cuda_device.device_of(x.device).capability
     conv = _C_cuda.Conv(
         unit=_UNITS[weight.unit],
         codewords=weight.count,
@@ -411,8 +193,11 @@ def planned(
         packed, y is not None, packs, is_bare,
     )  # fmt: skip
     routes = tuple(route for route in ROUTES if conv.can_run(route))
-    found_plans = candidates(shape, weight.channels // weight.unit[0], weight.count, weight.unit, routes)
-    plan = _choose(found_plans, x.device)
+    found_plans = _cuda_plan.candidates(shape, weight.channels // weight.unit[0], weight.count, weight.unit, routes)
+    if plan is None:
+        plan = _choose(found_plans, weight, shape)
+    elif plan not in routes:
+        plan = "dense"
     arranged = groups, activation_bits, capability
     product_weight = _product_weight(weight, conv, arranged) if plan == "product" else None
     made = Planned(conv, shape, found_plans, plan, product_weight)
@@ -434,10 +219,10 @@ def _product_weight(weight: Prepared, conv: Any, key: object) -> Tensor:
     if found is not None:
         return found
     device = weight.words.device
-    _refuse_capture(device)
+    _cuda_device.refuse_capture(device)
     with torch.inference_mode(False):
         made = torch.empty(conv.product_weight_bytes, dtype=torch.uint8, device=device)
-    with _stream_of(device) as stream:
+    with _cuda_device.stream_of(device) as stream:
         conv.prepare_product(
             device=device.index,
             stream=stream,
@@ -445,7 +230,7 @@ def _product_weight(weight: Prepared, conv: Any, key: object) -> Tensor:
             codebook=weight.codewords.data_ptr(),
             weight=made.data_ptr(),
         )
-    _settle(device)
+    _cuda_device.settle(device)
     weight.products[key] = made
     return made
 
@@ -477,6 +262,7 @@ def conv2d(
     pack_shift: Tensor | None = None,
     is_bare: bool,
     sizes: tuple[int, int, int, int],
+    plan: str | None = None,
 ) -> bool:
     """Starts a convolution on the current stream of x's device, and returns without waiting for it.
 
@@ -507,6 +293,7 @@ def conv2d(
         pack_shift: as scale.
         is_bare: whether nothing follows the sums but what rounding to y's dtype does not change.
         sizes: (N, C_out, H_out, W_out).
+        plan: what runs it where it can, tried out or not; None for the planner's choice of what is right.
 
     Returns:
         Whether it was started: not where the plan is to convolve densely, which is the caller's to do.
@@ -518,13 +305,13 @@ def conv2d(
     """
     found = planned(
         weight, x, x_nonzero, y, residual, sizes, stride, padding, dilation, groups, activation_bits, sign_zero,
-        activation, plus is not None, is_bare,
+        activation, plus is not None, is_bare, plan,
     )  # fmt: skip
     if found.plan == "dense":
         return False
     scratch_bytes = found.conv.scratch_bytes(found.plan, x.data_ptr(), _pointer(x_nonzero))
     scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=x.device) if scratch_bytes else None
-    with _stream_of(x.device) as stream:
+    with _cuda_device.stream_of(x.device) as stream:
         found.conv(
             route=found.plan,
             device=x.device.index,
@@ -548,34 +335,6 @@ def conv2d(
     return True
 
 
-_MOST_OF_CUDNN = 2**31 - 1  # elements of a tensor
-
-
-def has_cudnn(x: Tensor, sizes: tuple[int, int, int, int]) -> bool:
-    """Whether there is a cuDNN that can convolve x (N, C, H, W) into an output of these sizes."""
-    fits = x.numel() <= _MOST_OF_CUDNN and math.prod(sizes) <= _MOST_OF_CUDNN
-    return bool(fits and torch.backends.cudnn.is_available() and torch.backends.cudnn.enabled)
-
-
-def dense_sums(
-    x: Tensor,
-    weight: Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    *,
-    allow_tf32: bool,
-) -> Tensor:
-    """``F.conv2d`` by cuDNN, with TF32 or without it whatever torch's flags say, and always with the same bits."""
-    benchmark = torch.backends.cudnn.benchmark
-    with torch.autocast("cuda", enabled=False):
-        result: Tensor = torch.ops.aten.cudnn_convolution(
-            x, weight, padding, stride, dilation, groups, benchmark, True, allow_tf32
-        )
-    return result
-
-
 def pack(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tensor | None]:
     """The signs of x + shift as words, ``plus`` and ``nonzero``, started on the current stream of x's device.
 
@@ -592,7 +351,7 @@ def pack(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tenso
     batch, channels, height, width = x.shape
     plus = torch.empty(batch, height, width, word_count(channels), dtype=torch.int64, device=x.device)
     nonzero = None if sign_zero else torch.empty_like(plus)
-    with _stream_of(x.device) as stream:
+    with _cuda_device.stream_of(x.device) as stream:
         _C_cuda.pack(
             device=x.device.index,
             stream=stream,

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
-from subbit_infer import _native, _native_cuda, cost
+from subbit_infer import _cuda_device, _cuda_plan, _cuda_weight, _native, _native_cuda, cost
 from subbit_infer._text import aligned, plain
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
 
@@ -142,7 +142,7 @@ class _Seen(NamedTuple):
     output_shape: tuple[int, ...]
     device: torch.device
     kernel: str | None  # of the CPU
-    on_gpu: _native_cuda.Planned | None
+    on_gpu: _cuda_plan.Planned | None
 
 
 def explain(
@@ -204,7 +204,7 @@ def _run(module: torch.nn.Module, example_input: Any, layers: dict[SubbitConv2d 
         y = output[0] if isinstance(output, tuple) else output
         given, made = tuple(x.shape), tuple(y.shape)
         kernel = on_gpu = None
-        of_gpu = _native_cuda.find_prepared(*_weight_of(layer))
+        of_gpu = _cuda_weight.find_prepared(*_weight_of(layer))
         if of_gpu is not None:
             on_gpu = _native_cuda.last_planned(of_gpu, _sizes(layer, made))
         elif x.device.type == "cpu" and _has_kernel(layer, x.device):
@@ -232,7 +232,7 @@ def _has_kernel(layer: SubbitConv2d | SubbitLinear, device: torch.device) -> boo
 
 
 def _gpu(device: torch.device) -> str:
-    facts = _native_cuda.device_of(device)
+    facts = _cuda_device.device_of(device)
     return f"{facts.name} (sm_{facts.capability})"
 
 
@@ -304,7 +304,7 @@ def _on_gpu(seen: _Seen, wanted: str, outputs: int) -> tuple[str, Sequence[Candi
     planned = seen.on_gpu
     if planned is None:
         return "reference", (), "reference: nothing to compute"
-    level = f"sm_{_native_cuda.device_of(seen.device).capability}"
+    level = f"sm_{_cuda_device.device_of(seen.device).capability}"
     found = []
     for plan, microseconds in planned.candidates:
         kernel = None if plan == "dense" else f"cuda_{plan}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from subbit_infer import _native, _native_cuda, reference
+from subbit_infer import _cuda_weight, _cudnn, _native, _native_cuda, reference
 from subbit_infer import codebook as codebooks
 from subbit_infer._call import FLOATS, Call
 from subbit_infer.activations import check_words, pack_signs, unpack_signs, word_count
@@ -197,7 +197,7 @@ def _on_cpu(call: Call, sizes: _Sizes) -> _Outputs:
     return y, plus, nonzero
 
 
-def _densely_on_cuda(call: Call, weight: _native_cuda.Prepared, sizes: _Sizes) -> _Outputs:
+def _densely_on_cuda(call: Call, weight: _cuda_weight.Prepared, sizes: _Sizes) -> _Outputs:
     """By the decoded weight and cuDNN, where no kernel is quicker.
 
     float32 is convolved without TF32, whatever torch's flags; halves with it, where products with +-1 are exact, or as
@@ -210,12 +210,12 @@ def _densely_on_cuda(call: Call, weight: _native_cuda.Prepared, sizes: _Sizes) -
     x = call.float_x() if call.is_packed else call.x
     x = (reference.binarize(x, call.sign_zero) if binary and not call.is_packed else x).to(dtype)
     x, padding = reference.padded(x, unit[1:], _pair(call.padding), _pair(call.dilation))
-    if not _native_cuda.has_cudnn(x, sizes):
+    if not _cudnn.has_cudnn(x, sizes):
         return _by_reference(call, sizes)
     decoded = weight.dense(
         dtype, lambda: _decode(call.packed_indices, call.packed_codebook, call.units, call.codewords, call.unit)
     )
-    sums = _native_cuda.dense_sums(
+    sums = _cudnn.dense_sums(
         x, decoded, _pair(call.stride), padding, _pair(call.dilation), call.groups, allow_tf32=is_half and not binary
     )
     y = call.epilogue.apply(sums.round_() if binary else sums)
@@ -243,7 +243,7 @@ def _on_cuda(call: Call, sizes: _Sizes) -> _Outputs:
     plus, nonzero = call.empty_words(sizes) if call.packed_output else (None, None)
     if 0 in sizes:
         return y if y is None else y.to(call.dtype), plus, nonzero
-    weight = _native_cuda.prepare(call.packed_indices, call.packed_codebook, call.units, call.codewords, unit)
+    weight = _cuda_weight.prepare(call.packed_indices, call.packed_codebook, call.units, call.codewords, unit)
     is_started = _native_cuda.conv2d(
         weight,
         x,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import UNIT_1X1, UNIT_3X3, dense_weight
 
-from subbit_infer import _native_cuda
+from subbit_infer import _cuda_plan
 from subbit_infer.activations import pack_signs, unpack_signs, word_count
 from subbit_infer.epilogue import ACTIVATIONS, Epilogue
 
@@ -45,6 +45,7 @@ class Module:
     def __init__(self) -> None:
         self.routes = {"sharing", "product"}
         self.launches: list[str] = []
+        self.wrong: set[str] = set()  # routes whose last result is off by one
         self.prepares = 0
 
     def Conv(self, **given: Any) -> Conv:  # noqa: N802
@@ -53,7 +54,7 @@ class Module:
     def pack(self, *, device, stream, x, element, shape, strides, shift, plus, nonzero) -> None:
         assert stream == STREAM
         self.launches.append("pack")
-        values = view(x, _native_cuda.ELEMENTS[element], shape, strides)
+        values = view(x, _cuda_plan.ELEMENTS[element], shape, strides)
         words = shape[0], shape[2], shape[3], word_count(shape[1])
         signs = pack_signs(values, vector(shift, shape[1]), sign_zero=int(nonzero == 0))
         for address, result in zip((plus, nonzero), signs, strict=True):
@@ -103,7 +104,7 @@ class Conv:
             words = n, height, width, word_count(channels)
             nonzero = view(x_nonzero, torch.int64, words) if x_nonzero else None
             return unpack_signs(view(x, torch.int64, words), nonzero, channels)
-        values = view(x, _native_cuda.ELEMENTS[given["element"]], given["x_shape"], given["x_strides"]).float()
+        values = view(x, _cuda_plan.ELEMENTS[given["element"]], given["x_shape"], given["x_strides"]).float()
         if not given["binary"]:
             return values
         return torch.where(values == 0, 1.0, values.sign()) if given["sign_zero"] else values.sign()
@@ -121,11 +122,13 @@ class Conv:
         self.module.launches.append(route)
         geometry = given["stride"], given["padding"], given["dilation"], given["groups"]
         sums = F.conv2d(self._input(x, x_nonzero), self._weight(indices, codebook), None, *geometry)
-        element = _native_cuda.ELEMENTS[given["element"]]
+        element = _cuda_plan.ELEMENTS[given["element"]]
         other = view(residual, element, given["y_shape"], given["residual_strides"]) if residual else None
         vectors = [vector(address, outputs) for address in (scale, bias, slope, shift)]
         activation = ACTIVATIONS[given["activation"]]
         result = Epilogue(vectors[0], vectors[1], other, activation, vectors[2], vectors[3]).apply(sums)
+        if route in self.module.wrong:
+            result[-1, -1, -1, -1] += 1
         assert (y != 0) == (given["y_strides"] is not None)
         assert (y_plus != 0) == given["packs"]
         if y:

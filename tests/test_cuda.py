@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers import UNIT_1X1, UNIT_3X3, dense_weight, expected_conv, integers, random_weight, signs
 
-from subbit_infer import PackedActivations, PackedWeight, _native_cuda, conv, explain, linear, nn, pack
+from subbit_infer import PackedActivations, PackedWeight, _cuda_weight, _native_cuda, conv, explain, linear, nn, pack
 from subbit_infer.epilogue import Epilogue
 
 REASON = _native_cuda.reason()
@@ -59,7 +59,7 @@ def run(x, indices, codebook, **options):
 
 
 def plan_that_ran(weight: PackedWeight) -> set[str]:
-    prepared = _native_cuda.find_prepared(
+    prepared = _cuda_weight.find_prepared(
         weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
     )
     assert prepared is not None

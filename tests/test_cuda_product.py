@@ -164,7 +164,8 @@ def call_of(
     _, out_channels, out_height, out_width = layer.sizes()
     call = Call(
         int(layer.unit == UNIT_1X1), int(binary), int(has_bit_products), sign_zero,
-        ACTIVATIONS.index(epilogue.activation), ELEMENTS.index(element), layer.codewords, tile, n, c, h, w, out_channels, out_height, out_width, layer.groups,
+        ACTIVATIONS.index(epilogue.activation), ELEMENTS.index(element), layer.codewords, tile, n, c, h, w,
+        out_channels, out_height, out_width, layer.groups,
         *((ctypes.c_int64 * 2)(*pair) for pair in (layer.stride, layer.padding, layer.dilation)),
         strides(None if packed else x), strides(y), strides(epilogue.residual),
         None if packed else pointer(x), pointer(x.plus) if packed else None, pointer(x.nonzero) if packed else None,

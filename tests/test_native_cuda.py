@@ -13,13 +13,24 @@ import torch
 from helpers import UNIT_1X1, UNIT_3X3, expected_conv, integers, random_weight, signs
 from torch.nn import functional as F
 
-from subbit_infer import PackedWeight, _native_cuda, conv, operators, pack
+from subbit_infer import (
+    PackedWeight,
+    _cuda_device,
+    _cuda_plan,
+    _cuda_weight,
+    _cudnn,
+    _native_cuda,
+    conv,
+    operators,
+    pack,
+)
 from subbit_infer import explain as explain_function
 from subbit_infer.nn import SubbitConv2d
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-H100 = _native_cuda.Device("NVIDIA H100", 90, 132)
-B200 = _native_cuda.Device("NVIDIA B200", 100, 148)
+H100 = _cuda_device.Device("NVIDIA H100", 90, 132)
+B200 = _cuda_device.Device("NVIDIA B200", 100, 148)
+IS_RIGHT = _native_cuda._is_right
 FIRST = torch.device("cuda", 0)
 explain = importlib.import_module("subbit_infer.explain")  # the name is the function's in the package
 
@@ -32,8 +43,9 @@ def module(monkeypatch):
     monkeypatch.setattr(_native_cuda, "_C_cuda", module)
     monkeypatch.setattr(_native_cuda, "_UNITS", {UNIT_3X3: UNIT_3X3, UNIT_1X1: UNIT_1X1})
     monkeypatch.setattr(_native_cuda, "is_built", lambda: True)
-    monkeypatch.setattr(_native_cuda, "device_of", lambda device: H100)
-    monkeypatch.setattr(_native_cuda, "_stream_of", lambda device: contextlib.nullcontext(fake_cuda.STREAM))
+    monkeypatch.setattr(_native_cuda, "_is_right", lambda *kind: True)
+    monkeypatch.setattr(_cuda_device, "device_of", lambda device: H100)
+    monkeypatch.setattr(_cuda_device, "stream_of", lambda device: contextlib.nullcontext(fake_cuda.STREAM))
     monkeypatch.setattr(operators, "conv2d_cpu", operators.conv2d_cuda)
     monkeypatch.setattr(operators, "conv2d_packed_cpu", operators.conv2d_packed_cuda)
     return module
@@ -48,8 +60,8 @@ def cudnn(monkeypatch):
         calls.append((x.dtype, weight.dtype, allow_tf32))
         return F.conv2d(x.float(), weight.float(), None, stride, padding, dilation, groups).to(x.dtype)
 
-    monkeypatch.setattr(_native_cuda, "has_cudnn", lambda x, sizes: True)
-    monkeypatch.setattr(_native_cuda, "dense_sums", dense_sums)
+    monkeypatch.setattr(_cudnn, "has_cudnn", lambda x, sizes: True)
+    monkeypatch.setattr(_cudnn, "dense_sums", dense_sums)
     return calls
 
 
@@ -96,7 +108,7 @@ class TestReasons:
         assert _native_cuda.is_built_for(capability) == runs
 
     def test_device_that_nothing_is_built_for(self, module, monkeypatch, cudnn):
-        monkeypatch.setattr(_native_cuda, "device_of", lambda device: _native_cuda.Device("Tesla T4", 75, 40))
+        monkeypatch.setattr(_cuda_device, "device_of", lambda device: _cuda_device.Device("Tesla T4", 75, 40))
         weight, indices, codebook = packed()
         message = (
             r"x must be on a device that kernels are built for \(sm_80, sm_86, sm_89, sm_90 and, through the PTX of "
@@ -116,7 +128,7 @@ class TestReasons:
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        monkeypatch.setattr(_native_cuda, "_device", lambda index: H100)
+        monkeypatch.setattr(_cuda_device, "facts_of", lambda index: H100)
         assert _native_cuda.info() == {
             "reason": None,
             "torch": "13.0",
@@ -291,13 +303,13 @@ def test_without_cudnn_the_reference_runs_densely(module, monkeypatch):
     monkeypatch.setenv("SUBBIT_PLAN", "dense")
     weight, indices, codebook = packed()
     x = integers(1, 8, 5, 6)
-    assert not _native_cuda.has_cudnn(x, (1, 10, 3, 4)) or torch.backends.cudnn.is_available()
-    monkeypatch.setattr(_native_cuda, "has_cudnn", lambda x, sizes: False)
+    assert not _cudnn.has_cudnn(x, (1, 10, 3, 4)) or torch.backends.cudnn.is_available()
+    monkeypatch.setattr(_cudnn, "has_cudnn", lambda x, sizes: False)
     assert torch.equal(conv(x, weight), expected_conv(x, indices, codebook).float())
     monkeypatch.undo()
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
-    assert _native_cuda.has_cudnn(x, (1, 10, 3, 4))
-    assert not _native_cuda.has_cudnn(x, (1 << 16, 1 << 15, 1, 1))
+    assert _cudnn.has_cudnn(x, (1, 10, 3, 4))
+    assert not _cudnn.has_cudnn(x, (1 << 16, 1 << 15, 1, 1))
 
 
 @pytest.mark.parametrize("sign_zero", [0, 1])
@@ -339,7 +351,7 @@ class TestPlans:
         weight, _, _ = packed(out_channels=64, units=64)
         conv(integers(2, 64, 14, 14), weight, bias=torch.ones(64))
         assert set(module.launches) <= {only}
-        prepared = _native_cuda.find_prepared(weight.packed_indices, weight.packed_codebook, 64, 32, UNIT_3X3)
+        prepared = _cuda_weight.find_prepared(weight.packed_indices, weight.packed_codebook, 64, 32, UNIT_3X3)
         (planned,) = prepared.convs.values()
         assert {c.plan for c in planned.candidates} == {only, "dense"}
 
@@ -356,8 +368,8 @@ class TestPlans:
 
     def test_a_size_is_planned_once(self, module, monkeypatch):
         asked = []
-        original = _native_cuda.candidates
-        monkeypatch.setattr(_native_cuda, "candidates", lambda *given: asked.append(1) or original(*given))
+        original = _cuda_plan.candidates
+        monkeypatch.setattr(_cuda_plan, "candidates", lambda *given: asked.append(1) or original(*given))
         weight, _, _ = packed()
         for _ in range(3):
             conv(integers(2, 8, 5, 6), weight)
@@ -370,7 +382,7 @@ class TestPlans:
         weight, _, _ = packed()
         for width in range(3, 3 + 40):
             conv(integers(1, 8, 3, width), weight)
-        prepared = _native_cuda.find_prepared(weight.packed_indices, weight.packed_codebook, 8, 32, UNIT_3X3)
+        prepared = _cuda_weight.find_prepared(weight.packed_indices, weight.packed_codebook, 8, 32, UNIT_3X3)
         assert 0 < len(prepared.convs) <= _native_cuda._MOST_CONVS
 
     def test_the_products_weight_is_prepared_once(self, module, monkeypatch):
@@ -386,11 +398,74 @@ class TestPlans:
         monkeypatch.setenv("SUBBIT_PLAN", "product")
         weight, _, _ = packed()
         for width, device in enumerate((H100, B200), start=5):
-            monkeypatch.setattr(_native_cuda, "device_of", lambda _, device=device: device)
+            monkeypatch.setattr(_cuda_device, "device_of", lambda _, device=device: device)
             conv(integers(2, 8, 5, width), weight, activation_bits=1)
         assert module.prepares == 2
-        prepared = _native_cuda.find_prepared(weight.packed_indices, weight.packed_codebook, 8, 32, UNIT_3X3)
+        prepared = _cuda_weight.find_prepared(weight.packed_indices, weight.packed_codebook, 8, 32, UNIT_3X3)
         assert [made.conv.given["capability"] for made in prepared.convs.values()] == [90, 100]
+
+
+class TestCheck:
+    """Kernels are tried out before their first use on a device."""
+
+    @pytest.fixture
+    def tried(self, module, monkeypatch):
+        monkeypatch.setattr(_native_cuda, "_is_right", IS_RIGHT)
+        IS_RIGHT.cache_clear()
+        yield module
+        IS_RIGHT.cache_clear()
+
+    @pytest.mark.parametrize("activation_bits", [32, 1])
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
+    @pytest.mark.parametrize("plan", ["sharing", "product"])
+    def test_once_for_a_kind(self, tried, monkeypatch, plan, unit, dtype, activation_bits):
+        monkeypatch.setenv("SUBBIT_PLAN", plan)
+        weight, indices, codebook = packed(unit)
+        x = integers(2, 8 * unit[0], 5, 6).to(dtype)
+        expected = expected_conv(x, indices, codebook, activation_bits=activation_bits).to(dtype)
+        for _ in range(2):
+            assert torch.equal(conv(x, weight, activation_bits=activation_bits), expected)
+        assert tried.launches == [plan] * 4
+        conv(integers(1, 8 * unit[0], 9, 9).to(dtype), packed(unit)[0], activation_bits=activation_bits)
+        assert tried.launches == [plan] * 5
+
+    def test_another_kind_is_tried_too(self, tried, monkeypatch):
+        monkeypatch.setenv("SUBBIT_PLAN", "sharing")
+        for count, codewords in enumerate((32, 4, 256), 1):
+            conv(integers(2, 8, 5, 6), packed(codewords=codewords)[0])
+            assert len(tried.launches) == 3 * count
+
+    def test_what_is_wrong_is_not_used(self, tried, monkeypatch):
+        monkeypatch.setenv("SUBBIT_PLAN", "sharing")
+        tried.wrong = {"sharing"}
+        weight, indices, codebook = packed()
+        x = integers(2, 8, 5, 6)
+        with pytest.warns(RuntimeWarning, match="the plan 'sharing' compute wrong results on cpu .NVIDIA H100. with"):
+            y = conv(x, weight, bias=torch.zeros(10))
+        assert torch.equal(y, expected_conv(x, indices, codebook).float())
+        assert tried.launches == ["sharing", "product", "product", "product"]
+
+    def test_where_all_are_wrong_the_convolution_is_dense(self, tried, cudnn, monkeypatch):
+        monkeypatch.setenv("SUBBIT_PLAN", "sharing")
+        tried.wrong = {"sharing", "product"}
+        weight, indices, codebook = packed()
+        x = integers(2, 8, 5, 6)
+        with pytest.warns(RuntimeWarning):
+            y = conv(x, weight)
+        assert torch.equal(y, expected_conv(x, indices, codebook).float())
+        assert len(cudnn) == 1
+
+    def test_not_within_a_capture(self, tried, monkeypatch):
+        monkeypatch.setenv("SUBBIT_PLAN", "sharing")
+        weight, x = packed()[0], integers(2, 8, 5, 6)
+        monkeypatch.setattr(_native_cuda, "_is_right", lambda *kind: True)
+        conv(x, weight)
+        monkeypatch.setattr(_native_cuda, "_is_right", IS_RIGHT)
+        monkeypatch.setattr(_cuda_device, "is_capturing", lambda device: True)
+        conv(x, weight)  # planned already
+        with pytest.raises(RuntimeError, match="call it once with such an input before the capture"):
+            conv(x.half(), weight)
 
 
 class TestWeights:
@@ -406,10 +481,10 @@ class TestWeights:
     def test_prepared_once(self, module):
         weight, _, _ = packed()
         arguments = weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
-        assert _native_cuda.find_prepared(*arguments) is None
-        prepared = _native_cuda.prepare(*arguments)
-        assert _native_cuda.prepare(*arguments) is prepared
-        assert _native_cuda.find_prepared(*arguments) is prepared
+        assert _cuda_weight.find_prepared(*arguments) is None
+        prepared = _cuda_weight.prepare(*arguments)
+        assert _cuda_weight.prepare(*arguments) is prepared
+        assert _cuda_weight.find_prepared(*arguments) is prepared
 
     @pytest.mark.parametrize("inference", [False, True])
     def test_changes_in_place_are_seen(self, module, monkeypatch, inference):
@@ -435,12 +510,12 @@ class TestWeights:
         weight, x = packed()[0], integers(1, 8, 5, 6)
         message = "call it once with such an input before the capture"
         with monkeypatch.context() as capturing:
-            capturing.setattr(_native_cuda, "_is_capturing", lambda device: True)
+            capturing.setattr(_cuda_device, "is_capturing", lambda device: True)
             with pytest.raises(RuntimeError, match=message):
                 conv(x, weight)
         y = conv(x, weight)
         with monkeypatch.context() as capturing:
-            capturing.setattr(_native_cuda, "_is_capturing", lambda device: True)
+            capturing.setattr(_cuda_device, "is_capturing", lambda device: True)
             assert torch.equal(conv(x, weight), y)
             if plan == "product":  # signs need another form of the weight
                 with pytest.raises(RuntimeError, match=message):
@@ -476,7 +551,7 @@ class TestExplain:
     def test_times_are_an_images(self, on_gpu):
         layer = SubbitConv2d.from_indices(*random_weight(UNIT_3X3, 64, 64, 32), padding=1, scale=torch.ones(64))
         (said,) = explain_function(layer, integers(4, 64, 14, 14), print=None).layers
-        prepared = _native_cuda.prepare(layer.packed_indices, layer.packed_codebook, 64, 32, UNIT_3X3)
+        prepared = _cuda_weight.prepare(layer.packed_indices, layer.packed_codebook, 64, 32, UNIT_3X3)
         (planned,) = prepared.convs.values()
         assert [c.microseconds * 4 for c in said.candidates] == [c.microseconds for c in planned.candidates]
 

@@ -4,7 +4,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -21,19 +20,12 @@
 #include "cpu/select.h"
 #include "cpu/weight.h"
 #include "cuda/select.h"
+#include "python/arguments.h"
 
 namespace py = pybind11;
 
 namespace subbit {
 namespace {
-
-using Pair = std::array<std::int64_t, 2>;
-using Quad = std::array<std::int64_t, 4>;
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 std::unique_ptr<Weight> make_weight(Unit unit, std::int64_t out_channels, std::int64_t units, int codewords,
                                     std::uintptr_t indices, std::int64_t indices_bytes, std::uintptr_t codebook,
@@ -43,15 +35,6 @@ std::unique_ptr<Weight> make_weight(Unit unit, std::int64_t out_channels, std::i
                                          indices_bytes, pointer<const std::uint8_t>(codebook), codebook_bytes));
 }
 
-void expect(bool holds, const std::string& rule) {
-  if (!holds) throw std::invalid_argument("conv2d: " + rule);
-}
-
-std::int64_t output_size(std::int64_t input, std::int64_t pad, std::int64_t dilation, int kernel, std::int64_t stride) {
-  const std::int64_t reach = dilation * (kernel - 1) + 1;
-  return input + 2 * pad < reach ? -1 : (input + 2 * pad - reach) / stride + 1;
-}
-
 std::unique_ptr<Conv> make_conv(const Weight& weight, const Quad& x_shape, const std::optional<Quad>& x_strides,
                                 const Quad& y_shape, const std::optional<Quad>& y_strides,
                                 const std::optional<Quad>& residual_strides, bool packs, const Pair& stride,
@@ -59,53 +42,17 @@ std::unique_ptr<Conv> make_conv(const Weight& weight, const Quad& x_shape, const
                                 bool sign_zero, int activation, int threads, const std::optional<std::string>& level,
                                 const std::optional<std::string>& plan) {
   const DecodedWeight& decoded = weight.decoded();
-  constexpr std::int64_t kMost = std::int64_t{1} << 31;
-  for (int axis = 0; axis < 2; ++axis) {
-    expect(stride[axis] >= 1 && stride[axis] < kMost, "stride must be in [1, 2^31)");
-    expect(dilation[axis] >= 1 && dilation[axis] < kMost, "dilation must be in [1, 2^31)");
-    expect(padding[axis] >= 0 && padding[axis] < kMost, "padding must be in [0, 2^31)");
-    expect(x_shape[2 + axis] < kMost, "height and width must be below 2^31");
-    expect(y_shape[2 + axis] ==
-               output_size(x_shape[2 + axis], padding[axis], dilation[axis], kernel_size(decoded.unit), stride[axis]),
-           "the output's height and width do not fit the input's");
-  }
-  expect(groups >= 1 && decoded.out_channels % groups == 0, "groups must divide out_channels");
-  checked_product({x_shape[0], x_shape[1], x_shape[2], x_shape[3]}, "input");
-  expect(x_shape[1] == decoded.units * unit_channels(decoded.unit) * groups,
-         "the input's channels do not fit the weight");
-  expect(y_shape[0] == x_shape[0] && y_shape[1] == decoded.out_channels, "the output's sizes do not fit");
+  ConvParams params = conv_params(decoded.unit, x_shape, x_strides, y_shape, y_strides, residual_strides, packs, stride,
+                                  padding, dilation, groups, binary, sign_zero, activation);
+  expect(y_shape[1] == decoded.out_channels && x_shape[1] == decoded.units * unit_channels(decoded.unit) * groups,
+         "the channels do not fit the weight");
   const auto rows_follow = [&](const std::optional<Quad>& strides) {
     return !strides || y_shape[2] <= 1 || (*strides)[2] == y_shape[3] * (*strides)[3];
   };
   expect(rows_follow(y_strides), "the output's rows must follow each other");
   expect(rows_follow(residual_strides), "the residual's rows must follow each other");
-  expect(x_strides || binary, "packed input is binary");
-  expect(y_strides || packs, "there must be an output");
-  expect(activation >= 0 && activation <= static_cast<int>(Activation::kPrelu), "activation must be 0 to 3");
   expect(threads >= 1, "threads must be at least 1");
-
-  ConvParams params;
-  params.unit = decoded.unit;
-  params.activations = binary ? Activations::kBinary : Activations::kFloat;
-  params.sign_zero = sign_zero;
-  params.activation = static_cast<Activation>(activation);
-  params.batch = x_shape[0], params.in_channels = x_shape[1], params.height = x_shape[2], params.width = x_shape[3];
-  params.out_channels = y_shape[1], params.out_height = y_shape[2], params.out_width = y_shape[3];
-  params.groups = groups;
-  params.stride_h = stride[0], params.stride_w = stride[1];
-  params.pad_h = padding[0], params.pad_w = padding[1];
-  params.dilation_h = dilation[0], params.dilation_w = dilation[1];
-  params.x_is_packed = !x_strides;
-  params.has_y = y_strides.has_value();
-  params.packs = packs;
-  const auto set = [](const std::optional<Quad>& strides, auto& n, auto& c, auto& h, auto& w) {
-    if (strides) n = (*strides)[0], c = (*strides)[1], h = (*strides)[2], w = (*strides)[3];
-  };
-  set(x_strides, params.x_n, params.x_c, params.x_h, params.x_w);
-  set(y_strides, params.y_n, params.y_c, params.y_h, params.y_w);
-  set(residual_strides, params.residual_n, params.residual_c, params.residual_h, params.residual_w);
   params.threads = threads;
-
   const Level used = level ? parse_level(*level) : active_level();
   const std::string wanted = plan ? *plan : wanted_plan();
   const py::gil_scoped_release release;

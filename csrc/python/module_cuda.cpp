@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
@@ -13,30 +12,14 @@
 #include "core/checked.h"
 #include "cuda/launch.h"
 #include "cuda/product.h"
+#include "python/arguments.h"
 
 namespace py = pybind11;
 
 namespace subbit {
 namespace {
 
-using Pair = std::array<std::int64_t, 2>;
-using Quad = std::array<std::int64_t, 4>;
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
 cudaStream_t stream_of(std::uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
-
-void expect(bool holds, const std::string& rule) {
-  if (!holds) throw std::invalid_argument("conv2d: " + rule);
-}
-
-std::int64_t output_size(std::int64_t input, std::int64_t pad, std::int64_t dilation, int kernel, std::int64_t stride) {
-  const std::int64_t reach = dilation * (kernel - 1) + 1;
-  return input + 2 * pad < reach ? -1 : (input + 2 * pad - reach) / stride + 1;
-}
 
 Element element_of(int number) {
   expect(number >= 0 && number <= static_cast<int>(Element::kBfloat16), "element must be 0 to 2");
@@ -128,51 +111,13 @@ Conv make_conv(Unit unit, int codewords, int element, const Quad& x_shape, const
                const Quad& y_shape, const std::optional<Quad>& y_strides, const std::optional<Quad>& residual_strides,
                bool packs, const Pair& stride, const Pair& padding, const Pair& dilation, std::int64_t groups,
                bool binary, bool sign_zero, int activation, int capability) {
-  constexpr std::int64_t kMost = std::int64_t{1} << 31;
   expect(codewords >= 1 && codewords <= kMaxCodewords, "codewords must be 1 to 256");
-  for (int axis = 0; axis < 2; ++axis) {
-    expect(stride[axis] >= 1 && stride[axis] < kMost, "stride must be in [1, 2^31)");
-    expect(dilation[axis] >= 1 && dilation[axis] < kMost, "dilation must be in [1, 2^31)");
-    expect(padding[axis] >= 0 && padding[axis] < kMost, "padding must be in [0, 2^31)");
-    expect(x_shape[2 + axis] >= 0 && x_shape[2 + axis] < kMost, "height and width must be in [0, 2^31)");
-    expect(y_shape[2 + axis] ==
-               output_size(x_shape[2 + axis], padding[axis], dilation[axis], kernel_size(unit), stride[axis]),
-           "the output's height and width do not fit the input's");
-  }
-  expect(groups >= 1 && y_shape[1] % groups == 0, "groups must divide out_channels");
-  checked_product({x_shape[0], x_shape[1], x_shape[2], x_shape[3]}, "input");
-  checked_product({y_shape[0], y_shape[1], y_shape[2], y_shape[3]}, "output");
-  const std::int64_t step = checked_product({groups, unit_channels(unit)}, "groups");
-  expect(x_shape[1] >= step && x_shape[1] % step == 0, "the input's channels do not fit the weight");
-  expect(y_shape[0] == x_shape[0] && y_shape[1] >= 1, "the output's sizes do not fit");
-  expect(x_strides || binary, "packed input is binary");
-  expect(y_strides || packs, "there must be an output");
-  expect(activation >= 0 && activation <= static_cast<int>(Activation::kPrelu), "activation must be 0 to 3");
-
   CudaParams params;
   params.element = element_of(element);
   params.codewords = codewords;
   params.has_bit_products = has_bit_products(capability);
-  ConvParams& conv = params.conv;
-  conv.unit = unit;
-  conv.activations = binary ? Activations::kBinary : Activations::kFloat;
-  conv.sign_zero = sign_zero;
-  conv.activation = static_cast<Activation>(activation);
-  conv.batch = x_shape[0], conv.in_channels = x_shape[1], conv.height = x_shape[2], conv.width = x_shape[3];
-  conv.out_channels = y_shape[1], conv.out_height = y_shape[2], conv.out_width = y_shape[3];
-  conv.groups = groups;
-  conv.stride_h = stride[0], conv.stride_w = stride[1];
-  conv.pad_h = padding[0], conv.pad_w = padding[1];
-  conv.dilation_h = dilation[0], conv.dilation_w = dilation[1];
-  conv.x_is_packed = !x_strides;
-  conv.has_y = y_strides.has_value();
-  conv.packs = packs;
-  const auto set = [](const std::optional<Quad>& strides, auto& n, auto& c, auto& h, auto& w) {
-    if (strides) n = (*strides)[0], c = (*strides)[1], h = (*strides)[2], w = (*strides)[3];
-  };
-  set(x_strides, conv.x_n, conv.x_c, conv.x_h, conv.x_w);
-  set(y_strides, conv.y_n, conv.y_c, conv.y_h, conv.y_w);
-  set(residual_strides, conv.residual_n, conv.residual_c, conv.residual_h, conv.residual_w);
+  params.conv = conv_params(unit, x_shape, x_strides, y_shape, y_strides, residual_strides, packs, stride, padding,
+                            dilation, groups, binary, sign_zero, activation);
   return Conv(params);
 }
 
