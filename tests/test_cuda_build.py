@@ -33,7 +33,7 @@ def tool_directories() -> list[Path]:
 
 @pytest.fixture(scope="module")
 def cuobjdump():
-    """Lists something of the built module, for one architecture."""
+    """Lists something of the built module, for one architecture, or of another file."""
     module = importlib.util.find_spec("subbit_infer._C_cuda")
     if module is None or module.origin is None:
         pytest.skip("the CUDA kernels are not built: no nvcc")
@@ -41,8 +41,8 @@ def cuobjdump():
     if shutil.which("cuobjdump", path=path) is None or shutil.which("nvdisasm", path=path) is None:
         pytest.skip("no cuobjdump and nvdisasm (packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm)")
 
-    def run(*arguments: str) -> str:
-        command = [str(shutil.which("cuobjdump", path=path)), *arguments, str(module.origin)]
+    def run(*arguments: str, file: str | Path = str(module.origin)) -> str:
+        command = [str(shutil.which("cuobjdump", path=path)), *arguments, str(file)]
         return subprocess.run(
             command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
         ).stdout
@@ -124,6 +124,27 @@ def test_the_instructions_that_the_kernels_are_made_for_are_there(machine_code):
     for name, kernel in machine_code.items():
         for instruction, least in BUDGET[name]["instructions"].items():
             assert len(re.findall(rf"\b{re.escape(instruction)}\b", kernel["code"])) >= least, (name, instruction)
+
+
+@pytest.mark.parametrize("later", ["sm_100", "sm_103", "sm_120"])
+def test_int8_products_are_native_on_later_architectures(cuobjdump, tmp_path, later):
+    """What becomes of the PTX there, by ptxas as by a driver."""
+    ptxas = shutil.which("ptxas")
+    if ptxas is None or later not in subprocess.run([ptxas, "--help"], capture_output=True, text=True).stdout:
+        pytest.skip(f"no ptxas that knows {later}")
+    listed = cuobjdump("-arch", ARCHITECTURES[-1], "-ptx")
+    modules = re.findall(r"^\.version.*?(?=^Fatbin|\Z)", listed, re.M | re.S)
+    (ptx,) = [module for module in modules if "NumbersKindIa" in module]  # of signed char
+    source, result = tmp_path / "int8.ptx", tmp_path / "int8.cubin"
+    source.write_text(ptx)
+    command = [ptxas, f"-arch={later}", "-warn-spills", "-warn-lmem-usage", "-Werror", str(source), "-o", str(result)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    code = re.findall(r"Function : (\w+)\n(.*?)(?=\n\s*Function : |\Z)", cuobjdump("-sass", file=result), re.S)
+    assert len(code) == 2
+    for name, (_, text) in zip(readable([symbol for symbol, _ in code]), code, strict=True):
+        assert len(re.findall(r"\bIMMA\.16832\.S8\.S8\b", text)) >= BUDGET[name]["instructions"]["IMMA.16832.S8.S8"]
+        assert re.search(r"\b(RET|CALL\.ABS|LDL|STL)\b", text) is None, name
 
 
 def configure(tmp_path: Path, option: str, nvcc: str) -> subprocess.CompletedProcess[str]:

@@ -17,9 +17,9 @@
 // another pipe; x is read by 8 loads of 512 bytes a warp, 128 clocks for the four. So the tensor cores are the bound;
 // the second-level cache gives 8 KiB a step, 16 bytes a clock and multiprocessor. Bits: 0.5 to 0.54 products a clock,
 // 128 x 128 x 512 in 490 clocks, which reads 16 KiB twice, 256 clocks: tensor cores again, and with float activations
-// around it the device's memory. Int8, as on an H100 (4096 multiply-adds a clock, 62 % of them by mma.sync): 128 x 128 x
-// 64 in 413 clocks, where the signs take three operations a register, two of one pipe (128 clocks) and one of another
-// (64), and x is read as halves are. None of this is measured yet.
+// around it the device's memory. Int8, as on an H100 (4096 multiply-adds a clock, 62 % of them by mma.sync): a step of
+// 128 x 128 x 64 takes 413 clocks, in which the signs take three operations a register, two of one pipe (128 clocks) and
+// one of another (64), and x is read as halves are. None of this is measured yet.
 //
 // The small tile, 32 outputs x 16 pixels, is for calls that the large one would leave most of the device idle in: its
 // four warps take every fourth step each, and their sums are added in the order of the warps. So the order of
