@@ -192,12 +192,16 @@ def everything(quick: Quick = False, json: Json = False, out: Out = OUT) -> None
 
 
 @app.command()
-def report(out: Out = OUT, docs: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("docs")) -> None:
-    """Writes docs/performance.md and docs/figures from the JSON of the last run."""
+def report(
+    out: Out = OUT,
+    gpu: Annotated[Path, typer.Option(help="What make bench-cuda wrote.")] = OUT.parent / "bench-cuda" / "cuda.json",
+    docs: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("docs"),
+) -> None:
+    """Writes docs/performance.md and docs/figures from the JSON of the last run, and of the last one on a GPU."""
     records = load_all(out)
     if not records:
         raise typer.BadParameter(f"{out} holds no JSON of a run: make bench first", param_hint="--out")
-    console.print(f"Wrote {reports.write(records, docs)}")
+    console.print(f"Wrote {reports.write(records, load(gpu) if gpu.exists() else None, docs)}")
 
 
 @app.command()

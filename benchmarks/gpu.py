@@ -28,23 +28,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layers import RESNET18, RESNET34, Layer
+from gpu_tables import (
+    A1,
+    A1_PACKED,
+    CUDNN,
+    CUDNN_F16,
+    CUDNN_TF32,
+    F16,
+    F32,
+    INT8,
+    PLANNED,
+    group_of,
+    of_bars,
+    of_rates,
+    of_totals,
+)
+from layers import RESNET18, Layer
 from machine import ROOT, output_of
-from results import Record, Result, total_of
+from results import Record, Result
 from subbit_infer import PackedWeight, _cuda_plan, _native_cuda, conv, pack
+from subbit_infer._text import aligned
 from subbit_infer.codebook import vanilla
 from timing import Sample
 
 OUT = Path("out/bench-cuda")
 BATCHES = (1, 32, 256)
-NETWORKS = {"ResNet-18": RESNET18, "ResNet-34": RESNET34}
 PLANS = ("sharing", "product", "dense")
 ROUNDS, QUICK_ROUNDS = 15, 3
 HOT_CALLS = 10  # of a graph that is replayed hot
 SPACER = 256 << 20  # bytes: more than any second-level cache, and 0.1 ms of writing in which launches queue up
 NO_GPU, WRONG = 3, 1
-F32, F16, A1, A1_PACKED = "f32", "f16", "A1 f16", "A1 packed"
-CUDNN, CUDNN_TF32, CUDNN_F16, INT8 = "cuDNN f32", "cuDNN TF32", "cuDNN f16", "torch int8"
 
 
 @dataclass(frozen=True)
@@ -129,7 +142,7 @@ def by_plan(plan: str, work: Work, x: Any, expected: Tensor, kind: str, **option
 
     with mock.patch.dict(os.environ, {"SUBBIT_PLAN": plan}):
         run()
-    name = f"{kind} {plan or 'planned'}"
+    name = f"{kind} {plan}" if plan else PLANNED[kind]
     # cuDNN's algorithms may round where sums of halves and floats are exact.
     return Contender(name, run, expected, 1e-3 if plan in ("", "dense") else 0.0, as_tensor, is_ours=True)
 
@@ -261,10 +274,12 @@ def measure(work: Work, rounds: int, spacer: Tensor, notes: list[str]) -> list[R
             one.take_turn(spacer)
     chosen = {f"{kind} chosen": _chosen(work, kind) for kind in (F32, F16)}
     facts = {"batch": work.batch, "tau": work.tau, "macs": work.layer.macs * work.batch, **chosen}
-    group = f"batch {work.batch} tau {work.tau}"
     return [
         Result(
-            f"{group} {how}", work.layer.name, facts, {one.name: _sample(getattr(one, f"{how}_ms")) for one in timed}
+            group_of(work.batch, work.tau, how),
+            work.layer.name,
+            facts,
+            {one.name: _sample(getattr(one, f"{how}_ms")) for one in timed},
         )
         for how in ("cold", "hot")
     ]
@@ -323,28 +338,13 @@ def environment(command: list[str]) -> dict[str, Any]:
     }
 
 
-def totals(results: list[Result]) -> list[Result]:
-    """Each network's layers together, for every batch, tau and state of the cache."""
-    groups = dict.fromkeys(result.group for result in results)
-    found = []
-    for network, counts in NETWORKS.items():
-        by_name = {layer.name: count for layer, count in counts.items()}
-        for group in groups:
-            total = total_of([r for r in results if r.group == group], by_name, f"{network} {group}")
-            found += [] if total is None else [total]
-    return found
-
-
 def show(record: Record) -> str:
-    """The short table: milliseconds of a network's 3x3 layers, the planner's choice of ours against cuDNN."""
-    ours = [f"{kind} planned" for kind in (F32, F16, A1, A1_PACKED)]
-    columns = [*ours, CUDNN, CUDNN_TF32, CUDNN_F16, INT8]
-    lines = [f"{record.environment['gpu']}: milliseconds of a network's 3x3 layers, medians"]
-    lines.append(" ".join([f"{'':34}", *(f"{name:>17}" for name in columns)]))
-    for total in totals(record.results):
-        cells = [f"{total.ms[name].median:17.3f}" if name in total.ms else f"{'-':>17}" for name in columns]
-        lines.append(" ".join([f"{total.label:34}", *cells]))
-    lines.append("at best, 10^12 a second: " + ", ".join(f"{name} {rate:.4g}" for name, rate in record.rates.items()))
+    """The short tables: the networks by the planner's choice of ours against cuDNN, shares of the best, promises."""
+    lines = [record.environment["gpu"]]
+    for grid in (of_totals(record), of_rates(record), of_bars(record)):
+        table = [tuple(grid.headings), *map(tuple, grid.rows)]
+        lines += ["", grid.title, *aligned(table, right=grid.headings[grid.names :])]
+    lines += ["", "at best, 10^12 a second: " + ", ".join(f"{name} {rate:.4g}" for name, rate in record.rates.items())]
     return "\n".join([*lines, *record.notes])
 
 

@@ -1,9 +1,12 @@
 """A table that can be printed and written into a document."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass
@@ -26,6 +29,9 @@ class Grid:
 
     def rich(self) -> Table:
         """For the terminal."""
+        from rich.box import SIMPLE_HEAD  # here, because a lent machine with a GPU may lack rich
+        from rich.table import Table
+
         table = Table(
             title=self.title,
             title_justify="left",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import figures
+import gpu_tables
 import tables
 from grid import Grid
 from results import Record
@@ -42,8 +43,15 @@ TITLES = {
 }
 
 
-def write(records: dict[str, Record], docs: Path) -> Path:
-    """Writes the page and its figures; returns the page."""
+GPU_UNMEASURED = """## On a GPU
+
+**Not yet measured.** No GPU was at hand. `make bench-cuda` measures ResNet-18's and -34's layers against cuDNN on the
+GPU that it finds, and `make report` puts what it wrote here. [What the kernels should reach](gpu.md) is arithmetic.
+"""
+
+
+def write(records: dict[str, Record], gpu: Record | None, docs: Path) -> Path:
+    """Writes the page and its figures, with what was measured on a GPU if it was; returns the page."""
     folder = docs / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     drawn = figures.draw_all(records, folder)
@@ -52,6 +60,7 @@ def write(records: dict[str, Record], docs: Path) -> Path:
     parts.append("## Figures\n")
     parts += [f"![{FIGURES[path.stem]}](figures/{path.name})\n" for path in drawn]
     parts += [_part(records[name], title) for name, title in TITLES.items() if name in records]
+    parts.append(of_gpu(gpu))
     path = docs / "performance.md"
     path.write_text("\n".join(parts))
     return path
@@ -75,6 +84,23 @@ def _machine(records: dict[str, Record]) -> str:
         ["date", where["date"]],
     ]
     return f"## Machine\n\n{quick}{Grid('', ['', ''], rows, names=2).markdown()}"
+
+
+def of_gpu(record: Record | None) -> str:
+    """What was measured on a GPU; that nothing was, where there is no record."""
+    if record is None:
+        return GPU_UNMEASURED
+    where = record.environment
+    versions = f"torch {where['torch']}, cuDNN {where['cudnn']}, CUDA {where['cuda']['cuda']}"
+    text = [
+        f"## On a GPU: {where['gpu']}\n",
+        f"`{where['command']}`: {versions}, {where['date']}, commit {where['commit']}. *Cold*: the second-level cache",
+        "is overwritten before each call; *hot*: the same call came before. Batch 1 replays CUDA graphs.\n",
+    ]
+    for grid in (gpu_tables.of_totals(record), gpu_tables.of_rates(record), gpu_tables.of_bars(record)):
+        text += [f"### {grid.title}\n", grid.markdown()]
+    text += [f"- {note}.\n" for note in record.notes]
+    return "\n".join(text)
 
 
 def _part(record: Record, title: str) -> str:

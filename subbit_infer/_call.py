@@ -16,6 +16,11 @@ from subbit_infer.weight import check_channel_vector
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
+def is_bare(activation: str, packs: bool, *follows: Tensor | None) -> bool:
+    """Whether neither what follows (scale, bias, residual, shift), nor the activation, nor packing hinders rounding."""
+    return activation in ("none", "relu", "hardtanh") and not packs and all(t is None for t in follows)
+
+
 class Call(NamedTuple):
     """The arguments of ``conv2d``, and after them those that only ``conv2d_packed`` has.
 
@@ -80,9 +85,7 @@ class Call(NamedTuple):
     @property
     def is_bare(self) -> bool:
         """Whether nothing follows the sums but what rounding them to the result's dtype first does not change."""
-        follows = (self.scale, self.bias, self.residual, self.shift)
-        is_monotone = self.activation in ("none", "relu", "hardtanh")
-        return is_monotone and not self.packed_output and all(t is None for t in follows)
+        return is_bare(self.activation, self.packed_output, self.scale, self.bias, self.residual, self.shift)
 
     @property
     def epilogue(self) -> Epilogue:

@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Prepared:
         self.unit = unit
         self.convs: dict[tuple[object, ...], Planned] = {}
         self.products: dict[object, Tensor] = {}  # by how they are arranged
+        self.repeats: dict[object, Any] = {}  # calls made before (_repeat.py)
         self._dense: dict[torch.dtype, Tensor] = {}
 
     def dense(self, dtype: torch.dtype, decode: Callable[[], Tensor]) -> Tensor:

@@ -25,12 +25,12 @@ def nothing_watches() -> bool:
 
 
 def are_plain(*tensors: Tensor | None) -> bool:
-    """Whether all are ordinary CPU tensors, no subclasses or lazily negated views, that need no gradient."""
+    """Whether all are ordinary tensors on CPUs or CUDA devices, no subclasses or negated views, without gradients."""
     grad = torch.is_grad_enabled()
     for t in tensors:
         if t is None:
             continue
-        if type(t) is not Tensor or not t.is_cpu or t.layout is not torch.strided or t.is_neg():
+        if type(t) is not Tensor or not (t.is_cpu or t.is_cuda) or t.layout is not torch.strided or t.is_neg():
             return False
         if grad and t.requires_grad:
             return False

@@ -239,6 +239,65 @@ def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+class Launch:
+    """A planned convolution with its weight, which is called with addresses, as the CPU's are.
+
+    Attributes:
+        is_dense: whether the plan is to convolve densely: there is nothing to launch.
+    """
+
+    def __init__(self, weight: Prepared, found: Planned, device: torch.device) -> None:
+        self.is_dense = found.plan == "dense"
+        self._weight = weight
+        self._planned = found
+        self._device = device
+
+    def __call__(
+        self, x: int, x_nonzero: int, y: int, plus: int, nonzero: int, scale: int, bias: int, residual: int, slope: int,
+        shift: int, pack_shift: int,
+    ) -> None:  # fmt: skip
+        """Starts the kernels on the current stream of the device; 0 stands for what is not there."""
+        found, weight = self._planned, self._weight
+        scratch_bytes = found.conv.scratch_bytes(found.plan, x, x_nonzero)
+        scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=self._device) if scratch_bytes else None
+        with _cuda_device.stream_of(self._device) as stream:
+            found.conv(
+                route=found.plan,
+                device=self._device.index,
+                stream=stream,
+                x=x,
+                x_nonzero=x_nonzero,
+                indices=weight.words.data_ptr(),
+                codebook=weight.codewords.data_ptr(),
+                product_weight=_pointer(found.product_weight),
+                scale=scale,
+                bias=bias,
+                residual=residual,
+                slope=slope,
+                shift=shift,
+                y=y,
+                y_plus=plus,
+                y_nonzero=nonzero,
+                pack_shift=pack_shift,
+                scratch=_pointer(scratch),
+            )
+
+
+def launch_of(weight: Prepared, x: Tensor, *arguments: Any) -> Launch:
+    """What runs a convolution; arguments are those of :func:`planned`."""
+    return Launch(weight, planned(weight, x, *arguments), x.device)
+
+
+def reads(x: Tensor, x_nonzero: Tensor | None, residual: Tensor | None) -> bool:
+    """Whether kernels can read these as they are."""
+    if x.dtype == torch.int64:
+        can_read = x.is_contiguous() and (x_nonzero is None or x_nonzero.is_contiguous())
+        dtype = torch.float32
+    else:
+        can_read, dtype = x.dtype in ELEMENTS, x.dtype
+    return can_read and (residual is None or residual.dtype == dtype)
+
+
 def conv2d(
     weight: Prepared,
     x: Tensor,
@@ -307,31 +366,13 @@ def conv2d(
         weight, x, x_nonzero, y, residual, sizes, stride, padding, dilation, groups, activation_bits, sign_zero,
         activation, plus is not None, is_bare, plan,
     )  # fmt: skip
-    if found.plan == "dense":
+    launch = Launch(weight, found, x.device)
+    if launch.is_dense:
         return False
-    scratch_bytes = found.conv.scratch_bytes(found.plan, x.data_ptr(), _pointer(x_nonzero))
-    scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=x.device) if scratch_bytes else None
-    with _cuda_device.stream_of(x.device) as stream:
-        found.conv(
-            route=found.plan,
-            device=x.device.index,
-            stream=stream,
-            x=x.data_ptr(),
-            x_nonzero=_pointer(x_nonzero),
-            indices=weight.words.data_ptr(),
-            codebook=weight.codewords.data_ptr(),
-            product_weight=_pointer(found.product_weight),
-            scale=_pointer(scale),
-            bias=_pointer(bias),
-            residual=_pointer(residual),
-            slope=_pointer(slope),
-            shift=_pointer(shift),
-            y=_pointer(y),
-            y_plus=_pointer(plus),
-            y_nonzero=_pointer(nonzero),
-            pack_shift=_pointer(pack_shift),
-            scratch=_pointer(scratch),
-        )
+    launch(
+        x.data_ptr(), _pointer(x_nonzero), _pointer(y), _pointer(plus), _pointer(nonzero), _pointer(scale),
+        _pointer(bias), _pointer(residual), _pointer(slope), _pointer(shift), _pointer(pack_shift),
+    )  # fmt: skip
     return True
 
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from subbit_infer import _dispatch, _native
+from subbit_infer import _cuda_weight, _dispatch, _native, _native_cuda
+from subbit_infer._call import is_bare
 from subbit_infer.weight import PackedWeight
 
 Vectors = tuple[Tensor | None, ...]
@@ -25,8 +26,9 @@ _MOST = 32  # calls that one weight remembers
 class Repeat(NamedTuple):
     """A call that was right. It holds its vectors, so that none other can come to have their addresses."""
 
-    conv: _native.Conv
+    conv: _native.Conv | _native_cuda.Launch
     sizes: tuple[int, ...]
+    dtype: torch.dtype  # of floats
     strides: tuple[int, ...] | None  # of a float output
     words: tuple[int, ...] | None  # the shape of packed outputs
     has_nonzero: bool
@@ -40,14 +42,24 @@ def _pointers(vectors: Vectors) -> tuple[int, ...]:
 
 
 def _key(x: Tensor, x_nonzero: Tensor | None, residual: Tensor | None, options: tuple[object, ...]) -> object:
-    of_residual = None if residual is None else residual.stride()
-    return x.dtype, x.shape, x.stride(), x_nonzero is None, of_residual, torch.get_num_threads(), options
+    of_nonzero = None if x_nonzero is None else x_nonzero.device
+    of_residual = None if residual is None else (residual.stride(), residual.device)
+    return x.dtype, x.shape, x.stride(), x.device, of_nonzero, of_residual, torch.get_num_threads(), options
+
+
+def _runs_on_cuda(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def _find_prepared(x: Tensor, weight: PackedWeight) -> _native.Prepared | _cuda_weight.Prepared | None:
+    find = _cuda_weight.find_prepared if _runs_on_cuda(x) else _native.find_prepared
+    return find(weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit)
 
 
 def _is_plain(t: Tensor | None) -> bool:
     return t is None or (
         type(t) is Tensor
-        and t.is_cpu
+        and (t.is_cpu or t.is_cuda)
         and t.layout is torch.strided
         and not t.is_neg()
         and t.untyped_storage().nbytes() > 0
@@ -82,9 +94,7 @@ def repeat(
     """
     if not (_dispatch.nothing_watches() and _is_plain(x) and _is_plain(x_nonzero) and _is_plain(residual)):
         return None
-    prepared = _native.find_prepared(
-        weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
-    )
+    prepared = _find_prepared(x, weight)
     if prepared is None:
         return None
     try:
@@ -96,18 +106,19 @@ def repeat(
     pointers = _pointers(vectors)
     if pointers != call.pointers or any(map(operator.is_not, vectors, call.vectors)):
         return None
-    if residual is not None and (residual.dtype != torch.float32 or residual.shape != call.sizes):
+    if residual is not None and (residual.dtype != call.dtype or residual.shape != call.sizes):
         return None
     if torch.is_grad_enabled() and _needs_grad(x, residual, *vectors):
         return None
     if call.dense is not None:
+        assert isinstance(prepared, _native.Prepared)
         return prepared.convolve_densely(x, *call.dense), None, None
 
     y = plus = nonzero = None
     if call.strides is not None:
-        y = torch.empty_strided(call.sizes, call.strides, dtype=torch.float32, device="cpu")
+        y = torch.empty_strided(call.sizes, call.strides, dtype=call.dtype, device=x.device)
     if call.words is not None:
-        plus = torch.empty(call.words, dtype=torch.int64, device="cpu")
+        plus = torch.empty(call.words, dtype=torch.int64, device=x.device)
         nonzero = torch.empty_like(plus) if call.has_nonzero else None
     scale, bias, slope, shift, pack_shift = pointers
     call.conv(
@@ -149,30 +160,40 @@ def remember(
         geometry: stride, padding, dilation, groups, activation_bits, sign_zero and activation, as kernels take them.
     """
     y, plus, nonzero = outputs
-    prepared = _native.find_prepared(
-        weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
-    )
+    prepared = _find_prepared(x, weight)
     tensors = (x, x_nonzero, residual, *vectors)
     as_they_are = all(_is_plain(t) for t in tensors) and all(v is None or _native.is_vector(v) for v in vectors)
-    if prepared is None or not as_they_are or not _native.reads(x, x_nonzero, residual):
+    reads = _native_cuda.reads if _runs_on_cuda(x) else _native.reads
+    if prepared is None or not as_they_are or not reads(x, x_nonzero, residual):
         return
     if y is not None:
         sizes = tuple(y.shape)
     else:
         assert plus is not None
         sizes = x.shape[0], weight.out_channels, *plus.shape[1:3]
-    conv = _native.planned(prepared, x, y, residual, plus is not None, sizes, *geometry)
+    if 0 in sizes:
+        return
     scale, bias, *others = vectors
     dense = None
+    conv: _native.Conv | _native_cuda.Launch
+    if isinstance(prepared, _cuda_weight.Prepared):
+        *_, activation = geometry
+        bare = is_bare(activation, plus is not None, scale, bias, residual, others[1])
+        conv = _native_cuda.launch_of(prepared, x, x_nonzero, y, residual, sizes, *geometry, plus is not None, bare)
+        if conv.is_dense:
+            return  # cuDNN takes longer than the checks
+    else:
+        conv = _native.planned(prepared, x, y, residual, plus is not None, sizes, *geometry)
     if conv.is_dense:
         stride, padding, dilation, groups, activation_bits, _, activation = geometry
-        is_bare = activation == "none" and residual is None and not any(v is not None for v in others)
-        if plus is not None or not is_bare or activation_bits == 1:
+        has_more = activation != "none" or residual is not None or any(v is not None for v in others)
+        if plus is not None or has_more or activation_bits == 1:
             return
         dense = scale, bias, stride, padding, dilation, groups
     strides = None if y is None else y.stride()
     words = None if plus is None else tuple(plus.shape)
-    call = Repeat(conv, sizes, strides, words, nonzero is not None, vectors, _pointers(vectors), dense)
+    dtype = x.dtype if x.is_floating_point() else torch.float32
+    call = Repeat(conv, sizes, dtype, strides, words, nonzero is not None, vectors, _pointers(vectors), dense)
     if len(prepared.repeats) >= _MOST:
         prepared.repeats.clear()
     with contextlib.suppress(TypeError):  # an option that is a list

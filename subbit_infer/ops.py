@@ -331,9 +331,11 @@ def conv(
             scale=scale, bias=bias, residual=residual, slope=slope, shift=shift, pack_shift=pack_shift
         )
     if output == "float" and isinstance(padded, Tensor):
-        outputs = (operators.conv2d_cpu if direct else torch.ops.subbit_infer.conv2d)(*arguments), None, None
+        conv2d = operators.conv2d_cuda if padded.is_cuda else operators.conv2d_cpu
+        outputs = (conv2d if direct else torch.ops.subbit_infer.conv2d)(*arguments), None, None
     else:
-        y, plus, nonzero = (operators.conv2d_packed_cpu if direct else torch.ops.subbit_infer.conv2d_packed)(
+        conv2d_packed = operators.conv2d_packed_cuda if words[0].is_cuda else operators.conv2d_packed_cpu
+        y, plus, nonzero = (conv2d_packed if direct else torch.ops.subbit_infer.conv2d_packed)(
             *arguments, words[1], pack_shift, pack_sign_zero, output != "packed", output != "float"
         )
         packs = output != "float"

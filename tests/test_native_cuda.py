@@ -20,11 +20,13 @@ from subbit_infer import (
     _cuda_weight,
     _cudnn,
     _native_cuda,
+    _repeat,
     conv,
     operators,
     pack,
 )
 from subbit_infer import explain as explain_function
+from subbit_infer.epilogue import Epilogue
 from subbit_infer.nn import SubbitConv2d
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -562,3 +564,74 @@ class TestExplain:
         assert (said.plan, said.reason) == ("reference", "reference: no kernel for units of (1, 2, 3)")
         layer.unit = UNIT_3X3
         assert explain._why_not(layer, FIRST) == "none was built"
+
+
+class TestRepeats:
+    """A call that was made before is made again without checks."""
+
+    @pytest.fixture
+    def seen(self, module, monkeypatch):
+        """Has CPU tensors run as a device's do; the calls that were checked."""
+        checked = []
+        original = operators.conv2d_cuda, operators.conv2d_packed_cuda
+        for name, function in zip(("conv2d_cpu", "conv2d_packed_cpu"), original, strict=True):
+            monkeypatch.setattr(operators, name, lambda *given, run=function: checked.append(1) or run(*given))
+        monkeypatch.setattr(_repeat, "_runs_on_cuda", lambda x: True)
+        return checked
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("plan", ["sharing", "product"])
+    def test_floats(self, module, seen, monkeypatch, plan, dtype):
+        monkeypatch.setenv("SUBBIT_PLAN", plan)
+        weight, indices, codebook = packed()
+        residual, bias = integers(2, 10, 3, 4).to(dtype), torch.arange(10.0)
+        for x in (integers(2, 8, 5, 6).to(dtype), integers(2, 8, 5, 6, seed=1).to(dtype)):
+            y = conv(x, weight, bias=bias, residual=residual, activation="relu")
+            expected = Epilogue(None, bias, residual.double(), "relu").apply(expected_conv(x, indices, codebook))
+            assert y.dtype == dtype
+            assert torch.equal(y, expected.to(dtype))
+        assert (len(seen), module.launches) == (1, [plan, plan])
+
+    def test_packed(self, module, seen, monkeypatch):
+        monkeypatch.setenv("SUBBIT_PLAN", "product")
+        weight, indices, codebook = packed()
+        for seed in (0, 1):
+            x = integers(2, 8, 5, 6, seed=seed)
+            y = conv(pack(x), weight, output="packed").unpack()
+            assert torch.equal(y, expected_conv(x, indices, codebook, activation_bits=1).sign().float())
+        assert len(seen) == 1
+
+    def test_what_differs_is_checked(self, module, seen, monkeypatch):
+        monkeypatch.setenv("SUBBIT_PLAN", "sharing")
+        weight, _, _ = packed()
+        x, residual = integers(2, 8, 5, 6), integers(2, 10, 3, 4)
+        conv(x, weight, residual=residual)
+        others = (
+            lambda: conv(x.half(), weight, residual=residual),
+            lambda: conv(x, weight),
+            lambda: conv(x.to(memory_format=torch.channels_last), weight, residual=residual),
+            lambda: conv(x, weight, residual=residual, bias=torch.zeros(10)),
+            lambda: conv(x, weight, residual=residual.half()),
+        )
+        for number, call in enumerate(others, 2):
+            call()
+            assert len(seen) == number
+        with pytest.raises(ValueError, match="residual"):
+            conv(x, weight, residual=residual[:1])
+
+    def test_a_weight_that_changed_is_prepared_again(self, module, seen, monkeypatch):
+        monkeypatch.setenv("SUBBIT_PLAN", "sharing")
+        weight, indices, codebook = packed()
+        x = integers(2, 8, 5, 6)
+        conv(x, weight)
+        weight.packed_indices.copy_(weight.packed_indices.flip(0))
+        assert torch.equal(conv(x, weight), expected_conv(x, indices.flip(0), codebook).float())
+        assert len(seen) == 2
+
+    def test_dense_and_empty_calls_are_not_kept(self, module, seen, cudnn, monkeypatch):
+        monkeypatch.setenv("SUBBIT_PLAN", "dense")
+        weight, _, _ = packed()
+        for x in (integers(2, 8, 5, 6), integers(2, 8, 5, 6)[:0]):
+            for _ in range(2):
+                conv(x, weight)
+        assert len(seen) == 4
