@@ -402,7 +402,7 @@ def test_float32_is_within_its_bound(library, name):
 
 @pytest.mark.parametrize("at_end", [False, True])
 def test_nothing_outside_of_x_is_read(library, at_end):
-    layer = Layer(UNIT_3X3, (2, 40, 5, 3), 5, (2, 1), (1, 1))
+    layer = Layer(UNIT_3X3, (2, 56, 5, 3), 5, (2, 1), (1, 1))  # channels end within the second half of a word
     n, c, h, w = layer.shape
     floats = GuardedFloats(n, c, h, w, at_end=at_end).tensor.copy_(integers(*layer.shape))
     halves = GuardedFloats(n, h, w, c // 2, at_end=at_end).tensor.view(torch.float16).permute(0, 3, 1, 2)

@@ -182,6 +182,11 @@ class TestModule:
         assert conv.scratch_bytes("product", x=16, x_nonzero=16) == scratch
         assert self.conv(capability=capability).product_weight_bytes == 1152
 
+    @pytest.mark.parametrize(("channels", "steps"), [(64, 1), (65, 2)])
+    def test_64_channels_are_a_step_of_bytes(self, channels, steps):
+        conv = self.conv(binary=True, x_shape=(2, channels, 5, 6), x_strides=None, capability=100)
+        assert conv.product_weight_bytes == steps * 1152
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
