@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, Self, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -113,6 +113,16 @@ class _SubbitLayer(torch.nn.Module):
         for name, vector in vectors.items():
             check_channel_vector(name, vector, weight.out_channels)
             setattr(self, name, None if vector is None else vector.detach().to(torch.float32).contiguous())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """What ``to``, ``cuda``, ``half`` and the like do: vectors stay float32, as kernels read them."""
+        before = {name: self._buffers[name] for name in _VECTORS}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, vector in before.items():
+            after = self._buffers[name]
+            if vector is not None and after is not None and after.dtype != vector.dtype:
+                self._buffers[name] = vector.to(after.device)
+        return self
 
     @property
     def tau(self) -> int:

@@ -163,6 +163,12 @@ class TestFrame:
             (["explain", "zoo:converted"], "explain needs --input"),
             (["bench", "zoo:converted"], "bench needs --input"),
             (["bench", "zoo:converted", "--rounds", "0"], "Invalid value for '--rounds'"),
+            (
+                ["bench", "zoo:converted", "--input", SHAPE, "--device", "tpu"],
+                "--device must be cpu, cuda or cuda:N, got",
+            ),
+            (["explain", "zoo:converted", "--input", SHAPE, "--device", "cuda:99"], "CUDA devices, got cuda:99"),
+            (["bench", "m.pt2", "--half"], "--device and --half are not for m.pt2"),
         ],
     )
     def test_wrong_command_lines_end_with_status_2(self, arguments, message):
@@ -375,6 +381,11 @@ class TestBench:
         found = data("bench", source, "--input", SHAPE, "--rounds", 2)
         times = found["milliseconds"]
         assert found["speedup"] == pytest.approx(times["original"] / times["converted"])
+
+    def test_half(self):
+        found = data("bench", "zoo:dense", "--input", SHAPE, "--rounds", 2, "--half")
+        assert (found["half"], found["device"]) == (True, "cpu")
+        assert "1 thread, float16" in succeed("bench", "zoo:dense", "--input", SHAPE, "--rounds", 2, "--half")
 
     def test_nothing_to_convert(self):
         assert "nothing to convert: none of 1 layer of zoo:plain" in fail("bench", "zoo:plain", "--input", SHAPE)

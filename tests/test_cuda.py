@@ -17,8 +17,10 @@ from subbit_infer import (
     _cuda_weight,
     _native_cuda,
     conv,
+    convert,
     explain,
     linear,
+    models,
     nn,
     pack,
 )
@@ -573,6 +575,25 @@ class TestTorch:
         weight.packed_indices.fill_(255)
         with pytest.raises(ValueError, match=r"indices must be in \[0, 5\)"):
             conv(torch.ones(1, 8, 5, 5, device=DEVICE), weight)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_convert_on_the_device(planner, fold):
+    dense = models.resnet18(num_classes=10)
+    models.make_subbit_weights(dense)
+    dense = dense.to(DEVICE).eval()
+    x = torch.rand(2, 3, 64, 64, device=DEVICE)
+    converted, report = convert(dense, x, fold=fold, verify=True, tolerance=1e-3)
+    assert len(report.converted) == 16
+    assert converted(x).device == x.device
+
+
+@pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
+@pytest.mark.parametrize("activation_bits", [32, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("codewords", [4, 8, 32, 256])
+def test_the_check_before_the_first_use(kernels, unit, codewords, dtype, activation_bits):
+    assert _native_cuda._is_right(kernels, DEVICE, unit, codewords, dtype, activation_bits == 1)
 
 
 class TestModules:

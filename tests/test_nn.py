@@ -108,6 +108,8 @@ class TestEveryLayer:
         expected = layer(x)
         half = copy.deepcopy(layer).to(torch.float16)
         assert half.packed_indices.dtype == torch.uint8
+        vectors = (half.scale, half.bias)
+        assert all(v.dtype == torch.float32 for v in vectors if v is not None)  # as kernels read them, without rounding
         assert torch.equal(half(x.half()), expected.half())
         assert layer.to("cpu") is layer
 

@@ -7,12 +7,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from subbit_infer import _native
@@ -20,10 +20,12 @@ from subbit_infer.cli.convert import check_any
 from subbit_infer.cli.info import onnx_info
 from subbit_infer.cli.screen import Json, UsageError, show, working
 from subbit_infer.cli.sources import (
+    Device,
     Inputs,
     Model,
     Source,
     check_file,
+    device_of,
     example_inputs,
     has_subbit_layers,
     read_module,
@@ -44,13 +46,17 @@ def bench(
     fold: Annotated[bool, typer.Option("--fold", help="Fold what surrounds the layers into them.")] = False,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of both.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each that are timed.")] = 20,
+    device: Device = "cpu",
+    half: Annotated[bool, typer.Option("--half", help="Both in float16 and channels_last.")] = False,
     json: Json = False,
 ) -> None:
     """Time a model and the same one converted, in turns, after their outputs were found equal; medians.
 
     A model that is converted already is timed alone.
     """
-    example = example_inputs(inputs)
+    example, target = example_inputs(inputs), device_of(device)
+    if suffix_of(source) in (".onnx", ".pt2") and (half or target.type != "cpu"):
+        raise UsageError(f"--device and --half are not for {source}")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -59,9 +65,9 @@ def bench(
                 raise UsageError(f"--fold and --model are not for {source}")
             runs = _onnx_runs(check_file(source), example, threads)
         else:
-            runs = _torch_runs(source, model, example, fold)
+            runs = _torch_runs(source, model, example, fold, _Place(target, half))
         with torch.inference_mode():
-            medians = _medians(runs, rounds)
+            medians = _medians(runs, rounds, target)
     finally:
         torch.set_num_threads(before)
     result: dict[str, Any] = {
@@ -69,6 +75,8 @@ def bench(
         "threads": threads,
         "rounds": rounds,
         "level": _native.active_level(),
+        "device": device,
+        "half": half,
         "milliseconds": medians,
     }
     if len(medians) == 2:
@@ -78,14 +86,16 @@ def bench(
 
 def _text(result: Mapping[str, Any]) -> str:
     threads = result["threads"]
-    lines = [f"{result['source']}: medians of {result['rounds']}, {threads} thread{'s' * (threads != 1)}"]
+    where = f"{threads} thread{'s' * (threads != 1)}" if result["device"] == "cpu" else result["device"]
+    where += ", float16" * result["half"]
+    lines = [f"{result['source']}: medians of {result['rounds']}, {where}"]
     lines += [f"{name:9}  {milliseconds:9.3f} ms" for name, milliseconds in result["milliseconds"].items()]
     if "speedup" in result:
         lines.append(f"speed-up   {result['speedup']:9.2f} x")
     return "\n".join(lines)
 
 
-def _medians(runs: Mapping[str, Run], rounds: int) -> dict[str, float]:
+def _medians(runs: Mapping[str, Run], rounds: int, device: torch.device) -> dict[str, float]:
     """Median milliseconds of each; they take turns, so that all meet the same weather on the machine.
 
     A turn is one run that is not timed, to have the caches hold this one's data and not the last one's, and one timed.
@@ -95,14 +105,41 @@ def _medians(runs: Mapping[str, Run], rounds: int) -> dict[str, float]:
         for _ in range(_WARM_UP + rounds):
             for name, run in runs.items():
                 run()
+                _wait_for(device)
                 start = time.perf_counter()
                 run()
+                _wait_for(device)
                 times[name].append((time.perf_counter() - start) * 1e3)
             step()
     return {name: statistics.median(taken[_WARM_UP:]) for name, taken in times.items()}
 
 
-def _torch_runs(source: str, model: str | None, example: Any, fold: bool) -> dict[str, Run]:
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class _Place(NamedTuple):
+    """Where and in which numbers a model is timed."""
+
+    device: torch.device
+    half: bool
+
+    def of(self, model: nn.Module, example: tuple[Any, ...]) -> Run:
+        """A run of the module there."""
+        module = model.to(self.device)
+        inputs = [x.to(self.device) for x in example]
+        if self.half:
+            module = module.half()
+            inputs = [_halved(x) for x in inputs]
+        return lambda: module(*inputs)
+
+
+def _halved(x: Tensor) -> Tensor:
+    return x.half().contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
+
+
+def _torch_runs(source: str, model: str | None, example: Any, fold: bool, place: _Place) -> dict[str, Run]:
     """What to time: the model and the same one converted, whose outputs convert compares; or a converted one alone."""
     original: Any
     if suffix_of(source) == ".pt2":
@@ -120,18 +157,18 @@ def _torch_runs(source: str, model: str | None, example: Any, fold: bool) -> dic
     if is_converted:
         if fold:
             raise UsageError(f"--fold is for models that are not converted yet, and {source} is")
-        return {"converted": _run_of(original, example)}
+        return {"converted": place.of(_module_of(original), example)}
     from subbit_infer.convert import convert
 
     with working("Converting and comparing"):
         converted, report = convert(original, example, fold=fold, verify=True)
     check_any(report, source)
-    return {"original": _run_of(original, example), "converted": _run_of(converted, example)}
+    models = {"original": original, "converted": converted}
+    return {name: place.of(_module_of(each), example) for name, each in models.items()}
 
 
-def _run_of(model: Any, example: tuple[Any, ...]) -> Run:
-    module = model.module() if isinstance(model, ExportedProgram) else model.eval()
-    return lambda: module(*example)
+def _module_of(model: nn.Module | ExportedProgram) -> nn.Module:
+    return model.module() if isinstance(model, ExportedProgram) else model.eval()
 
 
 def _onnx_runs(path: Path, example: tuple[Tensor, ...] | None, threads: int) -> dict[str, Run]:

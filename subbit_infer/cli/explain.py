@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from subbit_infer.cli.screen import Json, UsageError, show, working
-from subbit_infer.cli.sources import Inputs, Model, Source, example_inputs, has_subbit_layers, read_module
+from subbit_infer.cli.sources import (
+    Device,
+    Inputs,
+    Model,
+    Source,
+    device_of,
+    example_inputs,
+    has_subbit_layers,
+    read_module,
+)
 from subbit_infer.explain import explain as explain_model
 
 
-def explain(source: Source, model: Model = None, inputs: Inputs = None, json: Json = False) -> None:
+def explain(
+    source: Source, model: Model = None, inputs: Inputs = None, device: Device = "cpu", json: Json = False
+) -> None:
     """Show which kernel each sub-bit layer runs with such an input, and why; a dense model is converted first."""
     example = example_inputs(inputs)
     if example is None:
         raise UsageError("explain needs --input, as --input 1x3x224x224")
+    target = device_of(device)
     module = read_module(source, model)
     if not has_subbit_layers(module):
         from subbit_infer.convert import convert
@@ -19,5 +31,6 @@ def explain(source: Source, model: Model = None, inputs: Inputs = None, json: Js
         with working("Converting"):
             module = convert(module, example).model
     with working("Running"):
-        explanation = explain_model(module, example, print=None)
+        on_device = tuple(x.to(target) for x in example)
+        explanation = explain_model(module.to(target), on_device, print=None)
     show(explanation.to_dict(), str(explanation), json)

@@ -51,6 +51,8 @@ Model = Annotated[
     typer.Option("--model", help="What a .safetensors is loaded into: package.module:callable or a network's name."),
 ]
 
+Device = Annotated[str, typer.Option("--device", help="Where it runs: cpu, cuda or cuda:1.")]
+
 
 def suffix_of(source: str) -> str:
     """The suffix of a file; "" for a callable or a name."""
@@ -95,6 +97,20 @@ def _shape(text: str) -> tuple[int, ...]:
     if math.prod(shape) > _MOST_ELEMENTS:
         raise UsageError(f"--input must have at most 2^31 elements, got {text}")
     return shape
+
+
+def device_of(text: str) -> torch.device:
+    """The device of ``--device``.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
+        raise UsageError(f"--device must be cpu, cuda or cuda:N, got {text!r}")
+    device = torch.device(text)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device must be one of this machine's {torch.cuda.device_count()} CUDA devices, got {text}")
+    return device
 
 
 def build(source: str) -> nn.Module:

@@ -68,7 +68,7 @@ class Constants:
             after: how many dimensions follow that of the channels.
 
         Returns:
-            (channels,) float64; None where it is no such constant.
+            (channels,) float64 on the CPU; None where it is no such constant.
         """
         value = plain(value)
         if isinstance(value, fx.Node) and value.target is torch.ops.aten.expand.default:
@@ -84,13 +84,18 @@ class Constants:
         place = len(shape) - 1 - after
         if shape[place] not in (1, channels) or any(size != 1 for i, size in enumerate(shape) if i != place):
             return None
-        return found.detach().double().flatten().expand(channels).contiguous()
+        return exact(found).flatten().expand(channels).contiguous()
 
     def _run(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self._module)
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._values[n])
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def exact(numbers: Tensor) -> Tensor:
+    """What is folded, as float64, on the CPU: there a model's constants meet numbers that nobody put on a device."""
+    return numbers.detach().double().cpu()
 
 
 def _is_pure(node: fx.Node) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from subbit_infer.graph.constants import Constants
+from subbit_infer.graph.constants import Constants, exact
 from subbit_infer.graph.find import affine_of, arguments
 from subbit_infer.graph.sites import shape_of, site_of, sites
 
@@ -35,9 +35,9 @@ def _fold(module: fx.GraphModule, constants: Constants, conv: fx.Node, norm: fx.
     if affine is None or weight is None or (bias is None and a["bias"] is not None):
         return
     gain, offset = affine
-    offset = offset if bias is None else bias.detach().double() * gain + offset
+    offset = offset if bias is None else exact(bias) * gain + offset
     with module.graph.inserting_before(conv):
-        scaled = weight.detach().double() * gain[:, None, None, None]
+        scaled = exact(weight) * gain[:, None, None, None]
         new_weight = _attribute(module, f"{conv.name}_weight", scaled, a["weight"])
         new_bias = _attribute(module, f"{conv.name}_bias", offset, a["weight"])
     conv.args = (a["input"], new_weight, new_bias, a["stride"], a["padding"], a["dilation"], a["groups"])
@@ -107,8 +107,8 @@ def take_pixels_first(module: fx.GraphModule) -> None:
 
 
 def _attribute(module: fx.GraphModule, name: str, value: Tensor, like: fx.Node) -> fx.Node:
-    """A buffer with a value, of the dtype of another node."""
-    value = value.to(like.meta["val"].dtype)
+    """A buffer with a value, of the dtype and on the device of another node."""
+    value = value.to(like.meta["val"].device, like.meta["val"].dtype)
     module.register_buffer(name, value)
     node = module.graph.get_attr(name)
     node.meta["val"] = value

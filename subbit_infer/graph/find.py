@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from subbit_infer._call import FLOATS
-from subbit_infer.graph.constants import Constants, plain
+from subbit_infer.graph.constants import Constants, exact, plain
 from subbit_infer.graph.sites import Site, dtype_of, put
 from subbit_infer.recognize import NotSubbitError, recognize
 from subbit_infer.report import LayerReport
@@ -111,7 +111,7 @@ def find(module: fx.GraphModule, constants: Constants) -> list[LayerReport]:
             continue
         whole = packed[product.weight]
         bare = PackedWeight(whole.packed_indices, whole.packed_codebook, whole.units, whole.codewords, whole.unit)
-        scale = None if whole.scale is None else whole.scale.double()
+        scale = None if whole.scale is None else exact(whole.scale)
         site = Site(name, bare, product.geometry, scale, bias)
         put(module.graph, node, (product.x,), site)
         reports.append(LayerReport.of_weight(name, tuple(weight.shape), whole, 32))
@@ -127,9 +127,7 @@ def _resume(
     fixed = [a["packed_indices"], a["packed_codebook"], *(v for v in vectors.values() if v is not None)]
     if not all(constants.is_constant(value) for value in fixed):
         return []
-    found: dict[str, Any] = {
-        name: None if v is None else constants.value(v).detach().double() for name, v in vectors.items()
-    }
+    found: dict[str, Any] = {name: None if v is None else exact(constants.value(v)) for name, v in vectors.items()}
     unit: tuple[int, int, int] = tuple(a["unit"])
     indices, codebook = constants.value(a["packed_indices"]), constants.value(a["packed_codebook"])
     weight = PackedWeight(indices, codebook, a["units"], a["codewords"], unit)
@@ -159,7 +157,7 @@ def _bias(product: _Product, constants: Constants, channels: int) -> Tensor | No
     bias = constants.tensor(product.bias)
     if bias is None or tuple(bias.shape) != (channels,):
         raise NotSubbitError("its bias is no constant of one number a channel")
-    return bias.detach().double()
+    return exact(bias)
 
 
 def _name(node: fx.Node, weight: Any) -> str:
@@ -183,7 +181,7 @@ def affine_of(norm: fx.Node, constants: Constants) -> tuple[Tensor, Tensor] | No
     given = [a[name] for name in ("weight", "bias", "running_mean", "running_var")]
     found = [None if value is None else constants.tensor(value) for value in given]
     is_unknown = any(t is None and value is not None for t, value in zip(found, given, strict=True))
-    weight, bias, mean, var = (None if t is None else t.detach().double() for t in found)
+    weight, bias, mean, var = (None if t is None else exact(t) for t in found)
     if is_unknown or mean is None or var is None or a.get("training"):
         return None
     gain = (var + a["eps"]).rsqrt()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from subbit_infer.graph.constants import Constants
+from subbit_infer.graph.constants import Constants, exact
 from subbit_infer.graph.find import affine_of, arguments
 from subbit_infer.graph.sites import Site, dtype_of, put, shape_of, sites
 
@@ -136,7 +136,7 @@ def _activation(node: fx.Node, user: fx.Node, site: Site, constants: Constants) 
     if user.target in (aten.prelu.default, aten._prelu_kernel.default, aten.leaky_relu.default):
         given = a.get("negative_slope", a.get("weight"))
         weight = constants.value(given) if constants.is_constant(given) else None
-        numbers = weight.detach().double().flatten() if isinstance(weight, Tensor) else weight
+        numbers = exact(weight).flatten() if isinstance(weight, Tensor) else weight
         if isinstance(numbers, int | float):
             numbers = torch.tensor([float(numbers)], dtype=torch.float64)
         if numbers is None or len(numbers) not in (1, site.channels):
