@@ -53,7 +53,8 @@ from timing import Sample
 
 OUT = Path("out/bench-cuda")
 BATCHES = (1, 32, 256)
-PLANS = ("sharing", "product", "dense")
+PLANS = ("sharing", "product", "sparse", "dense")
+MOST_SPARSE_TAU = 3
 ROUNDS, QUICK_ROUNDS = 15, 3
 HOT_CALLS = 10  # of a graph that is replayed hot
 SPACER = 256 << 20  # bytes: more than any second-level cache, and 0.1 ms of writing in which launches queue up
@@ -178,7 +179,8 @@ def contenders(work: Work, notes: list[str]) -> Iterator[Contender]:
     """Everybody, one after the other; peers that this torch does not have are noted."""
     exact, half = work.exact(work.x), work.half
     of_half = exact.half()
-    for plan in (*PLANS, ""):
+    plans = [plan for plan in PLANS if plan != "sparse" or work.tau <= MOST_SPARSE_TAU]
+    for plan in (*plans, ""):
         yield by_plan(plan, work, work.x, exact, F32)
         yield by_plan(plan, work, half, of_half, F16)
     signs = work.exact(work.x.sign())

@@ -109,6 +109,7 @@ def cuda_candidates(
     groups: int,
     batch: int,
     pixels: int,
+    out_width: int,
     input_pixels: int,
     has_zeros: bool,
     is_channels_last: bool,
@@ -120,6 +121,7 @@ def cuda_candidates(
     multiprocessors: int,
     has_sharing: bool,
     has_product: bool,
+    has_sparse: bool,
 ) -> list[CudaCandidate]: ...
 def wanted_plan() -> str: ...
 def kernels() -> list[tuple[str, str, bool]]: ...

@@ -12,7 +12,7 @@ from subbit_infer import _cuda_device, _native
 ELEMENTS = (torch.float32, torch.float16, torch.bfloat16)
 """What x, the residual and y may hold, in the order in which kernels number them."""
 
-ROUTES = ("sharing", "product")
+ROUTES = ("sharing", "product", "sparse")
 """The plans that kernels run; "dense" is torch's."""
 
 
@@ -62,15 +62,15 @@ class Planned(NamedTuple):
         conv: what launches.
         shape: what the planner was asked.
         candidates: what it answered, the quickest first.
-        plan: "sharing", "product" or "dense": what was taken.
-        product_weight: the weight as the product's kernels read it; None for the other plans.
+        plan: "sharing", "product", "sparse" or "dense": what was taken.
+        prepared_weight: the weight as the plan's kernels read it; None where they read the indices alone.
     """
 
     conv: Any
     shape: Shape
     candidates: list[Candidate]
     plan: str
-    product_weight: Tensor | None
+    prepared_weight: Tensor | None
 
 
 def candidates(
@@ -96,6 +96,7 @@ def candidates(
         groups=shape.groups,
         batch=shape.sizes[0],
         pixels=shape.sizes[2] * shape.sizes[3],
+        out_width=shape.sizes[3],
         input_pixels=shape.input_pixels,
         has_zeros=shape.has_zeros,
         is_channels_last=shape.is_channels_last,
@@ -107,5 +108,6 @@ def candidates(
         multiprocessors=facts.multiprocessors,
         has_sharing="sharing" in routes,
         has_product="product" in routes,
+        has_sparse="sparse" in routes,
     )
     return [Candidate(c["plan"], c["microseconds"]) for c in found]

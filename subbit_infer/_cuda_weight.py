@@ -29,7 +29,7 @@ class Prepared:
         self.count = count  # K
         self.unit = unit
         self.convs: dict[tuple[object, ...], Planned] = {}
-        self.products: dict[object, Tensor] = {}  # by how they are arranged
+        self.arranged: dict[object, Tensor] = {}  # for routes that do not read the indices
         self.repeats: dict[object, Any] = {}  # calls made before (_repeat.py)
         self._dense: dict[torch.dtype, Tensor] = {}
 

@@ -198,9 +198,8 @@ def planned(
         plan = _choose(found_plans, weight, shape)
     elif plan not in routes:
         plan = "dense"
-    arranged = groups, activation_bits, capability
-    product_weight = _product_weight(weight, conv, arranged) if plan == "product" else None
-    made = Planned(conv, shape, found_plans, plan, product_weight)
+    arranged = None if plan == "dense" else _arranged(weight, conv, plan, (groups, activation_bits, capability))
+    made = Planned(conv, shape, found_plans, plan, arranged)
     if len(weight.convs) >= _MOST_CONVS:
         weight.convs.clear()
     weight.convs[key] = made
@@ -213,17 +212,22 @@ def last_planned(weight: Prepared, sizes: tuple[int, int, int, int]) -> Planned 
     return found[-1] if found else None
 
 
-def _product_weight(weight: Prepared, conv: Any, key: object) -> Tensor:
-    """The weight as the product's kernels read it; kept."""
-    found = weight.products.get(key)
+def _arranged(weight: Prepared, conv: Any, route: str, kind: object) -> Tensor | None:
+    """The weight as a route's kernels read it, kept; None where they read the indices alone."""
+    key = route, kind
+    found = weight.arranged.get(key)
     if found is not None:
         return found
+    size = conv.weight_bytes(route)
+    if size == 0:
+        return None
     device = weight.words.device
     _cuda_device.refuse_capture(device)
     with torch.inference_mode(False):
-        made = torch.empty(conv.product_weight_bytes, dtype=torch.uint8, device=device)
+        made = torch.empty(size, dtype=torch.uint8, device=device)
     with _cuda_device.stream_of(device) as stream:
-        conv.prepare_product(
+        conv.prepare(
+            route=route,
             device=device.index,
             stream=stream,
             indices=weight.words.data_ptr(),
@@ -231,7 +235,7 @@ def _product_weight(weight: Prepared, conv: Any, key: object) -> Tensor:
             weight=made.data_ptr(),
         )
     _cuda_device.settle(device)
-    weight.products[key] = made
+    weight.arranged[key] = made
     return made
 
 
@@ -269,7 +273,7 @@ class Launch:
                 x_nonzero=x_nonzero,
                 indices=weight.words.data_ptr(),
                 codebook=weight.codewords.data_ptr(),
-                product_weight=_pointer(found.product_weight),
+                prepared_weight=_pointer(found.prepared_weight),
                 scale=scale,
                 bias=bias,
                 residual=residual,

@@ -14,7 +14,7 @@ from subbit_infer import _cuda_device, _cuda_plan, _cuda_weight, _native, _nativ
 from subbit_infer._text import aligned, plain
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
 
-_SHARING = ("rows", "patches", "sharing")
+_SHARING = ("rows", "patches", "sharing", "sparse")
 _LOOK_UP = 64  # outputs of a look-up of the plan "patches", and the most codewords
 
 
@@ -23,7 +23,7 @@ class Candidate:
     """A way to run a layer.
 
     Attributes:
-        plan: "rows", "patches", "bits" or "dense"; on a GPU "sharing", "product" or "dense".
+        plan: "rows", "patches", "bits" or "dense"; on a GPU "sharing", "product", "sparse" or "dense".
         kernel: the compiled kernel; None for "dense", which is torch's.
         level: the level of the kernel, or the GPU's architecture; None for "dense".
         microseconds: what it is predicted to take for an image: on one thread; on a GPU the batch's time by images.
@@ -316,6 +316,7 @@ def _on_gpu(seen: _Seen, wanted: str, outputs: int) -> tuple[str, Sequence[Candi
         why = {
             "sharing": f"responses shared by {outputs} outputs over {seen.layer.codewords} codewords",
             "product": "tensor cores multiply the decoded signs",
+            "sparse": f"tensor cores share responses of {seen.layer.codewords} codewords among {outputs} outputs",
             "dense": "cuDNN is expected to be quicker with the decoded weight",
         }[ran.plan]
         others = [f"{c.plan} would take {_times(c.microseconds / ran.microseconds)}" for c in found[1:]]
@@ -328,7 +329,7 @@ def _most(value: int | tuple[int, ...]) -> int:
 
 
 def _is_asked_for(plan: str, wanted: str) -> bool:
-    return plan == wanted or (wanted == "sharing" and plan in _SHARING)
+    return plan == wanted or (wanted == "sharing" and plan in ("rows", "patches"))
 
 
 def _unmet(wanted: str, ran: Candidate, found: Sequence[Candidate]) -> str:

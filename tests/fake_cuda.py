@@ -15,8 +15,8 @@ from subbit_infer.epilogue import ACTIVATIONS, Epilogue
 
 STREAM = 4711
 SCRATCH = 48
-PRODUCT_WEIGHT = 64
-MARK = 0xAB  # what prepare_product writes
+PREPARED = 64
+MARK = 0xAB  # what prepare writes
 
 
 def view(address: int, dtype: torch.dtype, shape: Any, strides: Any = None) -> torch.Tensor:
@@ -43,7 +43,7 @@ class Module:
         k8x1x1 = UNIT_1X1
 
     def __init__(self) -> None:
-        self.routes = {"sharing", "product"}
+        self.routes = {"sharing", "product", "sparse"}
         self.launches: list[str] = []
         self.wrong: set[str] = set()  # routes whose last result is off by one
         self.prepares = 0
@@ -71,22 +71,28 @@ class Conv:
         self.given = given
 
     def can_run(self, route: str) -> bool:
-        return route in self.module.routes
+        given = self.given
+        has_kernel = route != "sparse" or (
+            given["unit"] == UNIT_3X3
+            and given["codewords"] <= 8
+            and not given["binary"]
+            and given["x_strides"] is not None
+        )
+        return route in self.module.routes and has_kernel
 
     def scratch_bytes(self, route: str, x: int, x_nonzero: int) -> int:
         assert x
-        return SCRATCH if route == "product" else 0
+        return 0 if route == "sharing" else SCRATCH
 
-    @property
-    def product_weight_bytes(self) -> int:
-        return PRODUCT_WEIGHT
+    def weight_bytes(self, route: str) -> int:
+        return {"sharing": 0, "product": PREPARED, "sparse": PREPARED + 16}[route]
 
-    def prepare_product(self, *, device, stream, indices, codebook, weight) -> None:
+    def prepare(self, *, route, device, stream, indices, codebook, weight) -> None:
         assert stream == STREAM
         assert indices
         assert codebook
         self.module.prepares += 1
-        view(weight, torch.uint8, (PRODUCT_WEIGHT,)).fill_(MARK)
+        view(weight, torch.uint8, (self.weight_bytes(route),)).fill_(MARK)
 
     def _weight(self, indices: int, codebook: int) -> torch.Tensor:
         unit, count, outputs = self.given["unit"], self.given["codewords"], self.given["y_shape"][1]
@@ -111,14 +117,14 @@ class Conv:
         return torch.where(values == 0, 1.0, values.sign()) if given["sign_zero"] else values.sign()
 
     def __call__(
-        self, *, route, device, stream, x, x_nonzero, indices, codebook, product_weight, scale, bias, residual, slope,
+        self, *, route, device, stream, x, x_nonzero, indices, codebook, prepared_weight, scale, bias, residual, slope,
         shift, y, y_plus, y_nonzero, pack_shift, scratch,
     ) -> None:  # fmt: skip
         given, (n, outputs, height, width) = self.given, self.given["y_shape"]
         assert stream == STREAM
-        assert (scratch != 0) == (product_weight != 0) == (route == "product")
-        if route == "product":
-            assert (view(product_weight, torch.uint8, (PRODUCT_WEIGHT,)) == MARK).all()
+        assert (scratch != 0) == (prepared_weight != 0) == (route != "sharing")
+        if prepared_weight:
+            assert (view(prepared_weight, torch.uint8, (self.weight_bytes(route),)) == MARK).all()
             view(scratch, torch.uint8, (SCRATCH,)).fill_(0)
         self.module.launches.append(route)
         geometry = given["stride"], given["padding"], given["dilation"], given["groups"]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import UNIT_1X1, UNIT_3X3, GuardedFloats, integers, random_weight, signs
+from shim import build_shim
 
 from subbit_infer import PackedActivations, pack, reference
 from subbit_infer.activations import pack_signs, word_count
@@ -28,7 +25,7 @@ NO_EPILOGUE = Epilogue()
 
 
 class Call(ctypes.Structure):
-    """ProductCall of tests/cuda_shim/product.cpp."""
+    """ConvCall of tests/cuda_shim/call.h."""
 
     _fields_ = tuple(
         (name, kind)
@@ -47,16 +44,7 @@ class Call(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> ctypes.CDLL:
-    if shutil.which("cmake") is None or shutil.which("c++") is None:
-        pytest.skip("no cmake or no C++ compiler, which build the shim")
-    build = tmp_path_factory.mktemp("product_shim")
-    source = Path(__file__).parent / "cuda_shim"
-    sanitize = "ON" if "libasan" in os.environ.get("LD_PRELOAD", "") else "OFF"  # as make sanitize has it
-    configure = ["-B", str(build), "-S", str(source), f"-DSUBBIT_SANITIZE={sanitize}"]
-    for command in (configure, ["--build", str(build), "--target", "product_shim"]):
-        done = subprocess.run(["cmake", *command], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    library = ctypes.CDLL(str(build / "libproduct_shim.so"))
+    library = build_shim(tmp_path_factory.mktemp("product_shim"), "product_shim")
     library.product_error.restype = ctypes.c_char_p
     library.product_scratch.restype = ctypes.c_int64
     return library

@@ -67,6 +67,19 @@ def cudnn(monkeypatch):
     return calls
 
 
+def count_for(plan):
+    """Codewords of a weight that the plan has kernels for."""
+    return 8 if plan == "sparse" else 32
+
+
+@pytest.fixture(autouse=True)
+def has_a_kernel(request):
+    """Skips what the sparse route has no kernel for."""
+    given = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if given.get("plan") == "sparse" and (given.get("activation_bits") == 1 or given.get("unit") == UNIT_1X1):
+        pytest.skip("the sparse route has no kernel for signs and for 1x1 units")
+
+
 def packed(unit=UNIT_3X3, out_channels=10, units=8, codewords=32):
     indices, codebook = random_weight(unit, out_channels, units, codewords)
     return PackedWeight.from_indices(indices, codebook), indices, codebook
@@ -171,21 +184,24 @@ class TestModule:
     def test_routes(self):
         assert self.conv().can_run("sharing")
         assert self.conv().can_run("product")
-        with pytest.raises(ValueError, match="route must be sharing or product, got 'rows'"):
+        assert not self.conv().can_run("sparse")
+        assert self.conv(codewords=8).can_run("sparse")
+        assert not self.conv(codewords=8, binary=True).can_run("sparse")
+        with pytest.raises(ValueError, match="route must be sharing, product or sparse, got 'rows'"):
             self.conv().can_run("rows")
 
     @pytest.mark.parametrize(("capability", "weight", "scratch"), [(80, 2448, 0), (90, 2448, 0), (100, 1152, 960)])
     def test_later_gpus_multiply_bytes_of_signs(self, capability, weight, scratch):
         """Bits: 16 outputs x 2 steps of 64 bytes, and 10 x 10 counts; bytes: 9 steps of 32 words, and 16 of a pixel."""
         conv = self.conv(binary=True, x_strides=None, capability=capability)
-        assert conv.product_weight_bytes == weight
+        assert conv.weight_bytes("product") == weight
         assert conv.scratch_bytes("product", x=16, x_nonzero=16) == scratch
-        assert self.conv(capability=capability).product_weight_bytes == 1152
+        assert self.conv(capability=capability).weight_bytes("product") == 1152
 
     @pytest.mark.parametrize(("channels", "steps"), [(64, 1), (65, 2)])
     def test_64_channels_are_a_step_of_bytes(self, channels, steps):
         conv = self.conv(binary=True, x_shape=(2, channels, 5, 6), x_strides=None, capability=100)
-        assert conv.product_weight_bytes == steps * 1152
+        assert conv.weight_bytes("product") == steps * 1152
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -211,15 +227,15 @@ class TestModule:
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
     def test_errors_name_the_kernel_and_the_reason(self):
-        names = "x x_nonzero indices codebook product_weight scale bias residual slope shift y y_plus y_nonzero"
+        names = "x x_nonzero indices codebook prepared_weight scale bias residual slope shift y y_plus y_nonzero"
         pointers = dict.fromkeys([*names.split(), "pack_shift", "scratch"], 0)
         with pytest.raises(RuntimeError, match=r"the kernel sharing could not be started on CUDA device 0: .+"):
             self.conv()(route="sharing", device=0, stream=0, **pointers)
-        with pytest.raises(RuntimeError, match="the kernel prepare_product could not be started"):
-            self.conv().prepare_product(device=0, stream=0, indices=0, codebook=0, weight=0)
+        with pytest.raises(RuntimeError, match="the kernel prepare product could not be started"):
+            self.conv().prepare(route="product", device=0, stream=0, indices=0, codebook=0, weight=0)
 
 
-@pytest.mark.parametrize("plan", ["sharing", "product", "dense"])
+@pytest.mark.parametrize("plan", ["sharing", "product", "sparse", "dense"])
 @pytest.mark.parametrize("activation_bits", [32, 1])
 class TestCalls:
     @pytest.mark.parametrize("dtype", DTYPES)
@@ -229,7 +245,7 @@ class TestCalls:
         self, module, cudnn, monkeypatch, plan, activation_bits, dtype, channels_last, unit
     ):
         monkeypatch.setenv("SUBBIT_PLAN", plan)
-        weight, indices, codebook = packed(unit, 12, 5, 27)
+        weight, indices, codebook = packed(unit, 12, 5, min(27, count_for(plan)))
         channels = 5 * unit[0] * 2
         x = integers(2, channels, 9, 8).to(dtype)
         x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -253,7 +269,7 @@ class TestCalls:
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_a_call_without_options(self, module, cudnn, monkeypatch, plan, activation_bits, dtype):
         monkeypatch.setenv("SUBBIT_PLAN", plan)
-        weight, indices, codebook = packed()
+        weight, indices, codebook = packed(codewords=count_for(plan))
         x = integers(2, 8, 5, 6).to(dtype)
         expected = expected_conv(x.float(), indices, codebook, activation_bits=activation_bits)
         for activation in ("none", "relu"):
@@ -266,7 +282,7 @@ class TestCalls:
 
     def test_scaled_halves_are_convolved_in_float32(self, module, cudnn, monkeypatch, plan, activation_bits):
         monkeypatch.setenv("SUBBIT_PLAN", plan)
-        weight, indices, codebook = packed(units=512)
+        weight, indices, codebook = packed(units=512, codewords=count_for(plan))
         x = integers(1, 512, 5, 6).half() * 32  # sums beyond the halves, which the scale brings back
         y = conv(x, weight, activation_bits=activation_bits, scale=torch.full((10,), 2.0**-6))
         expected = expected_conv(x.float(), indices, codebook, activation_bits=activation_bits) * 2.0**-6
@@ -275,7 +291,7 @@ class TestCalls:
 
     def test_residual_of_another_dtype(self, module, cudnn, monkeypatch, plan, activation_bits):
         monkeypatch.setenv("SUBBIT_PLAN", plan)
-        weight, indices, codebook = packed()
+        weight, indices, codebook = packed(codewords=count_for(plan))
         x, residual = integers(1, 8, 5, 6).half(), torch.full((1, 10, 3, 4), 1 + 2.0**-20)
         y = conv(x, weight, residual=residual, activation_bits=activation_bits, shift=torch.full((10,), -1.0))
         sums = expected_conv(x.float(), indices, codebook, activation_bits=activation_bits).float()
@@ -284,7 +300,7 @@ class TestCalls:
 
     def test_empty_batch(self, module, monkeypatch, plan, activation_bits):
         monkeypatch.setenv("SUBBIT_PLAN", plan)
-        y = conv(torch.empty(0, 8, 5, 6), packed()[0], activation_bits=activation_bits)
+        y = conv(torch.empty(0, 8, 5, 6), packed(codewords=count_for(plan))[0], activation_bits=activation_bits)
         assert y.shape == (0, 10, 3, 4)
         assert module.launches == []
 
@@ -352,13 +368,13 @@ def test_without_kernels_the_reference_runs(module, monkeypatch):
 
 
 class TestPlans:
-    @pytest.mark.parametrize("only", ["sharing", "product"])
+    @pytest.mark.parametrize("only", ["sharing", "product", "sparse"])
     def test_only_what_can_run(self, module, only):
         module.routes = {only}
-        weight, _, _ = packed(out_channels=64, units=64)
+        weight, _, _ = packed(out_channels=64, units=64, codewords=4)
         conv(integers(2, 64, 14, 14), weight, bias=torch.ones(64))
         assert set(module.launches) <= {only}
-        prepared = _cuda_weight.find_prepared(weight.packed_indices, weight.packed_codebook, 64, 32, UNIT_3X3)
+        prepared = _cuda_weight.find_prepared(weight.packed_indices, weight.packed_codebook, 64, 4, UNIT_3X3)
         (planned,) = prepared.convs.values()
         assert {c.plan for c in planned.candidates} == {only, "dense"}
 
@@ -370,7 +386,7 @@ class TestPlans:
 
     def test_unknown_names_are_refused(self, module, monkeypatch):
         monkeypatch.setenv("SUBBIT_PLAN", "magic")
-        with pytest.raises(ValueError, match=r"SUBBIT_PLAN must be auto, .*, product or dense, got 'magic'"):
+        with pytest.raises(ValueError, match=r"SUBBIT_PLAN must be auto, .*, sparse or dense, got 'magic'"):
             conv(integers(2, 8, 5, 6), packed()[0])
 
     def test_a_size_is_planned_once(self, module, monkeypatch):
@@ -425,16 +441,20 @@ class TestCheck:
     @pytest.mark.parametrize("activation_bits", [32, 1])
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
-    @pytest.mark.parametrize("plan", ["sharing", "product"])
+    @pytest.mark.parametrize("plan", ["sharing", "product", "sparse"])
     def test_once_for_a_kind(self, tried, monkeypatch, plan, unit, dtype, activation_bits):
         monkeypatch.setenv("SUBBIT_PLAN", plan)
-        weight, indices, codebook = packed(unit)
+        weight, indices, codebook = packed(unit, codewords=count_for(plan))
         x = integers(2, 8 * unit[0], 5, 6).to(dtype)
         expected = expected_conv(x, indices, codebook, activation_bits=activation_bits).to(dtype)
         for _ in range(2):
             assert torch.equal(conv(x, weight, activation_bits=activation_bits), expected)
         assert tried.launches == [plan] * 4
-        conv(integers(1, 8 * unit[0], 9, 9).to(dtype), packed(unit)[0], activation_bits=activation_bits)
+        conv(
+            integers(1, 8 * unit[0], 9, 9).to(dtype),
+            packed(unit, codewords=count_for(plan))[0],
+            activation_bits=activation_bits,
+        )
         assert tried.launches == [plan] * 5
 
     def test_another_kind_is_tried_too(self, tried, monkeypatch):
@@ -511,10 +531,10 @@ class TestWeights:
         ):
             conv(integers(1, 8, 5, 6), weight)
 
-    @pytest.mark.parametrize("plan", ["sharing", "product", "dense"])
+    @pytest.mark.parametrize("plan", ["sharing", "product", "sparse", "dense"])
     def test_captures_need_a_call_before_them(self, module, cudnn, monkeypatch, plan):
         monkeypatch.setenv("SUBBIT_PLAN", plan)
-        weight, x = packed()[0], integers(1, 8, 5, 6)
+        weight, x = packed(codewords=count_for(plan))[0], integers(1, 8, 5, 6)
         message = "call it once with such an input before the capture"
         with monkeypatch.context() as capturing:
             capturing.setattr(_cuda_device, "is_capturing", lambda device: True)
@@ -539,16 +559,16 @@ class TestExplain:
         monkeypatch.setattr(explain, "_Seen", lambda *given: original(*given)._replace(device=FIRST))
         return module
 
-    @pytest.mark.parametrize("plan", ["sharing", "product"])
+    @pytest.mark.parametrize("plan", ["sharing", "product", "sparse"])
     def test_layers(self, on_gpu, monkeypatch, plan):
         monkeypatch.setenv("SUBBIT_PLAN", plan)
-        layer = SubbitConv2d.from_indices(*random_weight(UNIT_3X3, 64, 64, 32), padding=1)
+        layer = SubbitConv2d.from_indices(*random_weight(UNIT_3X3, 64, 64, 4), padding=1)
         explanation = explain_function(layer, integers(4, 64, 14, 14), print=None)
         (said,) = explanation.layers
         assert on_gpu.launches == [plan]
         assert (said.device, said.plan, said.kernel, said.level) == ("cuda", plan, f"cuda_{plan}", "sm_90")
-        assert {c.plan for c in said.candidates} == {"sharing", "product", "dense"}
-        assert (said.macs_saved > 0) == (plan == "sharing")
+        assert {c.plan for c in said.candidates} == {"sharing", "product", "sparse", "dense"}
+        assert (said.macs_saved > 0) == (plan in ("sharing", "sparse"))
         text = str(explanation).splitlines()
         assert text[0] == f"SubbitConv2d: 1 call of sub-bit layers, NVIDIA H100 (sm_90), SUBBIT_PLAN={plan}"
         assert text[-1].startswith("Predicted, an image on the GPU (calculated, not measured): ")
@@ -585,10 +605,10 @@ class TestRepeats:
         return checked
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("plan", ["sharing", "product"])
+    @pytest.mark.parametrize("plan", ["sharing", "product", "sparse"])
     def test_floats(self, module, seen, monkeypatch, plan, dtype):
         monkeypatch.setenv("SUBBIT_PLAN", plan)
-        weight, indices, codebook = packed()
+        weight, indices, codebook = packed(codewords=count_for(plan))
         residual, bias = integers(2, 10, 3, 4).to(dtype), torch.arange(10.0)
         for x in (integers(2, 8, 5, 6).to(dtype), integers(2, 8, 5, 6, seed=1).to(dtype)):
             y = conv(x, weight, bias=bias, residual=residual, activation="relu")

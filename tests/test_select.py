@@ -146,7 +146,8 @@ def test_subbit_plan_forces_a_plan():
 
 
 def test_subbit_plan_refuses_unknown_names():
-    assert "SUBBIT_PLAN must be auto, sharing, rows, patches, bits, product or dense" in run_with_plan("magic").stderr
+    names = "auto, sharing, rows, patches, bits, product, sparse or dense"
+    assert f"SUBBIT_PLAN must be {names}" in run_with_plan("magic").stderr
 
 
 def run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:

@@ -14,18 +14,23 @@ A100, A10, L40S, H100, B200, B300, RTX_PRO = (
 GPUS = (A100, A10, L40S, H100, B200, B300, RTX_PRO)
 USUAL = {"has_zeros": True, "is_channels_last": False, "packed_input": False, "float_output": True}
 USUAL |= {"packed_output": False, "is_bare": False}
+HALVES = {"element": FLOAT16, "is_channels_last": True}
 
 
 def candidates(
     gpu=H100, binary=False, element=FLOAT32, unit=UNIT_3X3, codewords=32, units=128, outputs=128, groups=1, batch=256,
-    side=28, stride=1, has_sharing=True, has_product=True, **options,
+    side=28, stride=1, has_sharing=True, has_product=True, has_sparse=None, **options,
 ):  # fmt: skip
     """The ways to run a layer, the quickest first."""
+    if has_sparse is None:
+        has_sparse = unit == UNIT_3X3 and codewords <= 8 and not binary
+    out = (side - 1) // stride + 1
     return _native.cuda_candidates(
         binary=binary, element=element, unit=_native.UNITS[unit], codewords=codewords, units=units, outputs=outputs,
-        groups=groups, batch=batch, pixels=((side - 1) // stride + 1) ** 2, input_pixels=side * side,
+        groups=groups, batch=batch, pixels=out * out, input_pixels=side * side,
         capability=gpu[0], multiprocessors=gpu[1], has_sharing=has_sharing, has_product=has_product,
-        **(USUAL | options),
+        has_sparse=has_sparse,
+        **(USUAL | {"out_width": out} | options),
     )  # fmt: skip
 
 
@@ -44,7 +49,17 @@ def microseconds(plan, *gpu, **problem):
     [
         ({}, {A100: "product", A10: "sharing", L40S: "sharing", H100: "product", RTX_PRO: "sharing"}),
         ({"codewords": 256}, {A100: "product", A10: "product", H100: "product"}),
-        ({"codewords": 4}, {A10: "sharing", H100: "product"}),
+        ({"codewords": 4}, {A100: "sparse", A10: "sparse", H100: "sparse"}),
+        ({"codewords": 8}, {A100: "sparse", H100: "product"}),  # H100's dense product has wgmma, its sparse one has not
+        ({"codewords": 9}, {A100: "product", H100: "product"}),
+        ({"codewords": 4} | HALVES, {A100: "sparse", A10: "sparse", L40S: "sparse", H100: "sparse", RTX_PRO: "sparse"}),
+        ({"codewords": 8} | HALVES, {A100: "sparse", A10: "sparse", L40S: "sparse", H100: "sparse", RTX_PRO: "sparse"}),
+        ({"codewords": 4, "is_bare": True} | HALVES, {A100: "sparse", H100: "sparse"}),
+        ({"codewords": 8, "is_bare": True} | HALVES, {A100: "sparse", H100: "dense"}),
+        (
+            {"codewords": 4, "batch": 1, "units": 512, "outputs": 512, "side": 7} | HALVES,
+            {A100: "product", H100: "product"},
+        ),
         ({"element": FLOAT16, "is_channels_last": True}, {A100: "product", H100: "product"}),
         ({"element": BFLOAT16, "is_channels_last": True, "is_bare": True}, {A100: "dense", H100: "dense"}),
         ({"binary": True}, {A100: "product", A10: "product", H100: "product", B200: "product", RTX_PRO: "product"}),
@@ -59,9 +74,11 @@ def test_plan(problem, plans):
 @pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("has_sharing", [True, False])
 @pytest.mark.parametrize("has_product", [True, False])
-def test_only_what_has_a_kernel(gpu, has_sharing, has_product):
-    found = candidates(gpu, has_sharing=has_sharing, has_product=has_product)
-    plans = {"dense"} | ({"sharing"} if has_sharing else set()) | ({"product"} if has_product else set())
+@pytest.mark.parametrize("has_sparse", [True, False])
+def test_only_what_has_a_kernel(gpu, has_sharing, has_product, has_sparse):
+    found = candidates(gpu, codewords=4, has_sharing=has_sharing, has_product=has_product, has_sparse=has_sparse)
+    has = {"sharing": has_sharing, "product": has_product, "sparse": has_sparse, "dense": True}
+    plans = {plan for plan, is_there in has.items() if is_there}
     assert {c["plan"] for c in found} == plans
     times = [c["microseconds"] for c in found]
     assert times == sorted(times)
@@ -75,6 +92,36 @@ def test_time_grows_with_the_work(gpu, element, binary, plan):
     problem = {"element": element, "binary": binary}
     for more in ({"units": 512}, {"outputs": 512}, {"side": 56}, {"groups": 2}, {"batch": 512}):
         assert microseconds(plan, gpu, **problem, **more) > microseconds(plan, gpu, **problem), f"{more}"
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("element", [FLOAT32, FLOAT16])
+@pytest.mark.parametrize("codewords", [4, 8])
+def test_time_of_sparse_products_grows_with_the_work(gpu, element, codewords):
+    problem = {"element": element, "codewords": codewords}
+    for more in ({"units": 512}, {"outputs": 512}, {"side": 56}, {"groups": 2}, {"batch": 512}):
+        assert microseconds("sparse", gpu, **problem, **more) > microseconds("sparse", gpu, **problem), f"{more}"
+
+
+@pytest.mark.parametrize("problem", [{"codewords": 9}, {"unit": UNIT_1X1, "codewords": 4}, {"binary": True}])
+def test_sparse_products_are_for_few_codewords_of_floats(problem):
+    """Whatever the caller says."""
+    assert "sparse" not in {c["plan"] for c in candidates(has_sparse=True, **problem)}
+
+
+def test_sparse_products_take_what_the_method_promises():
+    """2/9 and 4/9 of the product's multiply-adds, and the responses."""
+    problem = {"units": 512, "outputs": 512} | HALVES
+    for codewords, least, most in ((4, 2 / 9, 0.4), (8, 4 / 9, 0.7)):
+        ratio = microseconds("sparse", A100, codewords=codewords, **problem) / microseconds("product", A100, **problem)
+        assert least < ratio < most
+
+
+def test_boxes_that_are_not_filled_cost_time():
+    """8 x 8 pixels fill a box of 64; of 9 x 9, two images share three boxes."""
+    problem = {"codewords": 4, "units": 512, "batch": 512} | HALVES
+    ratio = microseconds("sparse", side=9, **problem) / microseconds("sparse", side=8, **problem)
+    assert 1.35 < ratio < 1.6  # and not 81 / 64
 
 
 def test_time_of_the_codebook_is_sharings_alone():
@@ -145,3 +192,5 @@ def test_bad_numbers_are_refused():
         candidates((90, 0))
     with pytest.raises(ValueError, match="the product of sizes overflows"):
         candidates(batch=1 << 40)
+    with pytest.raises(ValueError, match="out_width must be 0 to pixels, got 785"):
+        candidates(out_width=785)

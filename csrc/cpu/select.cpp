@@ -210,11 +210,11 @@ void (*select_pack(Level level))(const PackTask&) {
 std::string wanted_plan() {
   const char* asked = std::getenv("SUBBIT_PLAN");
   const std::string name = asked ? asked : "";
-  for (const char* known : {"", "auto", "sharing", "rows", "patches", "bits", "product", "dense"}) {
+  for (const char* known : {"", "auto", "sharing", "rows", "patches", "bits", "product", "sparse", "dense"}) {
     if (name == known) return name == "auto" ? "" : name;
   }
-  throw std::invalid_argument("SUBBIT_PLAN must be auto, sharing, rows, patches, bits, product or dense, got '" + name +
-                              "'");
+  throw std::invalid_argument(
+      "SUBBIT_PLAN must be auto, sharing, rows, patches, bits, product, sparse or dense, got '" + name + "'");
 }
 
 }  // namespace subbit

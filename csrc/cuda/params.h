@@ -47,7 +47,7 @@ struct CudaOperands {
   const std::uint64_t* x_nonzero = nullptr;
   const std::uint32_t* indices = nullptr;  // [out_channels][index_row_words], every index below the codewords
   const Codeword* codebook = nullptr;      // [codewords]
-  const void* product_weight = nullptr;    // what prepare_product wrote; the product route reads only this
+  const void* prepared_weight = nullptr;   // what prepare() wrote for the route; the product reads only this
   const float* scale = nullptr;            // (out_channels,), as are bias, slope, shift and pack_shift
   const float* bias = nullptr;
   const void* residual = nullptr;  // elements
@@ -57,7 +57,7 @@ struct CudaOperands {
   std::uint64_t* y_plus = nullptr;
   std::uint64_t* y_nonzero = nullptr;
   const float* pack_shift = nullptr;
-  void* scratch = nullptr;  // product_scratch_bytes, 16-byte aligned
+  void* scratch = nullptr;  // scratch_bytes(), 16-byte aligned
 };
 
 }  // namespace subbit

@@ -11,6 +11,8 @@
 #define SUBBIT_DEVICE __device__ __forceinline__
 #define SUBBIT_HOST_DEVICE __host__ __device__ __forceinline__
 #define SUBBIT_UNROLL _Pragma("unroll")
+#define SUBBIT_UNROLL_4 _Pragma("unroll 4")
+#define SUBBIT_ROLLED _Pragma("unroll 1")  // the loop stays one: where code is long
 
 namespace subbit {
 
@@ -29,6 +31,8 @@ SUBBIT_DEVICE unsigned char* shared_memory() {
 #define SUBBIT_DEVICE inline
 #define SUBBIT_HOST_DEVICE inline
 #define SUBBIT_UNROLL
+#define SUBBIT_UNROLL_4
+#define SUBBIT_ROLLED
 
 #endif
 

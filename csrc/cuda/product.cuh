@@ -223,7 +223,7 @@ struct Product {
   // How many weights of each tap, and of all, are +1.
   static SUBBIT_DEVICE void load_counts(const ProductArgs& a, Shared& shared, const Outputs& outputs) {
     const std::int64_t signs = a.weight.groups * a.weight.blocks * a.weight.block_words;
-    const auto* counts = static_cast<const std::int32_t*>(a.operands.product_weight) + signs;
+    const auto* counts = static_cast<const std::int32_t*>(a.operands.prepared_weight) + signs;
     SUBBIT_UNROLL
     for (int first = 0; first < Tile::kOutputs; first += kThreads) {
       const int i = first + static_cast<int>(threadIdx.x);
@@ -263,7 +263,7 @@ struct Product {
     }
     if constexpr (Kind::kIsBits) {
       constexpr int kLaneBytes = 16, kStepLanes = 2 * kWarpLanes;  // of sixteen outputs
-      const auto* weight = static_cast<const unsigned char*>(a.operands.product_weight);
+      const auto* weight = static_cast<const unsigned char*>(a.operands.prepared_weight);
       unsigned char* to = stage + Kind::kPlanes * kPlaneBytes;
       SUBBIT_UNROLL
       for (int first = 0; first < kWeightBytes / kLaneBytes; first += kThreads) {
@@ -282,7 +282,7 @@ struct Product {
   static SUBBIT_DEVICE void load_signs(const ProductArgs& a, Signs& signs, int s, std::int64_t group,
                                        std::int64_t first_output, const Place& at) {
     if constexpr (!Kind::kIsBits) {
-      const auto* weight = static_cast<const std::uint32_t*>(a.operands.product_weight);
+      const auto* weight = static_cast<const std::uint32_t*>(a.operands.prepared_weight);
       const std::int64_t first_block = first_output / (kFragmentOutputs * kSignsM) + at.m * kSignWords;
       SUBBIT_UNROLL
       for (int i = 0; i < kWarpSteps; ++i) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cuda/packed_index.cuh"
 #include "cuda/params.h"
 #include "cuda/platform.h"
 #include "cuda/product_weight.h"
@@ -13,21 +14,15 @@ namespace subbit {
 struct ProductWeightArgs {
   ProductWeightShape shape;
   std::int64_t sign_words, counts;
-  const std::uint32_t* indices;
+  PackedIndices indices;
   const Codeword* codebook;
-  std::int64_t index_row_words;
-  int tau, unit_channels;
+  int unit_channels;
   std::uint32_t* words;  // the signs, and behind them the counts
 };
 
 // Whether a weight is +1. The output counts all groups', the channel its group's.
 SUBBIT_DEVICE bool weight_is_plus(const ProductWeightArgs& a, std::int64_t output, std::int64_t channel, int tap) {
-  const std::uint32_t* row = a.indices + output * a.index_row_words;
-  const std::int64_t unit = a.unit_channels == 1 ? channel : channel / 8, bit = unit * a.tau, word = bit / 32;
-  const int shift = static_cast<int>(bit % 32);
-  std::uint32_t index = row[word] >> shift;
-  if (shift + a.tau > 32) index |= row[word + 1] << (32 - shift);
-  index &= (1u << a.tau) - 1;
+  const std::uint32_t index = a.indices.at(output, a.unit_channels == 1 ? channel : channel / 8);
   const int of_codeword = a.unit_channels == 1 ? tap : static_cast<int>(channel % 8);
   return (a.codebook[index] >> of_codeword & 1) != 0;
 }
@@ -111,10 +106,9 @@ inline Status start_prepare(const CudaParams& params, const std::uint32_t* indic
   args.shape = product_weight_shape(params);
   args.sign_words = product_sign_words(args.shape);
   args.counts = product_counts(args.shape);
-  args.indices = indices;
+  const int tau = tau_for(params.codewords);
+  args.indices = {indices, index_row_words(params.units(), tau), tau};
   args.codebook = codebook;
-  args.tau = tau_for(params.codewords);
-  args.index_row_words = index_row_words(params.units(), args.tau);
   args.unit_channels = unit_channels(params.conv.unit);
   args.words = static_cast<std::uint32_t*>(weight);
   const std::int64_t items = args.sign_words + args.counts;

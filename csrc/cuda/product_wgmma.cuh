@@ -159,7 +159,7 @@ struct WgmmaProduct {
   // Straight from global memory; they are wanted when the next stage is there.
   static SUBBIT_DEVICE void load_signs(const ProductArgs& a, Signs& signs, int s, const TileStart& start,
                                        const Place& at) {
-    const auto* weight = static_cast<const std::uint32_t*>(a.operands.product_weight);
+    const auto* weight = static_cast<const std::uint32_t*>(a.operands.prepared_weight);
     const std::int64_t block = start.output / (kFragmentOutputs * Kind::kSignsM) + at.warp / 2;
     const std::int64_t words = (start.group * a.weight.blocks + block) * a.weight.block_words;
     SUBBIT_UNROLL

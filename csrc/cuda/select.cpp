@@ -1,9 +1,11 @@
 #include "cuda/select.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/checked.h"
 #include "cuda/sharing_tile.h"
+#include "cuda/sparse_box.h"
 
 namespace subbit::cuda {
 namespace {
@@ -49,6 +51,7 @@ constexpr double kLibrary = 0.7;          // of the best, for cuDNN where the de
 constexpr double kOurs = 0.6;             // of the best, for the kernels of this package: the aim, not a measurement
 constexpr double kSharedBytes = 128;      // a clock, from shared memory
 constexpr double kResponses = 64;         // a clock: two shared row sums and a store each
+constexpr double kSparseRate = 2;         // of mma.sync's, for the same of a 2:4 sparse matrix
 constexpr int kFloat32Passes = 3;         // a float32 is three bf16 parts
 constexpr std::int64_t kBitsDepth = 256;  // of a one-bit mma: shorter sums are padded to it
 constexpr std::int64_t kHalfDepth = 16;   // of an fp16 or bf16 one
@@ -75,11 +78,15 @@ class Model {
         return sharing();
       case Plan::kProduct:
         return product();
+      case Plan::kSparse:
+        return sparse();
       case Plan::kDense:
         break;
     }
     return dense();
   }
+
+  bool fits_sparse() const { return plan_sparse(sparse_params()).outputs != 0; }
 
  private:
   bool is_binary() const { return p_.activations == Activations::kBinary; }
@@ -124,7 +131,8 @@ class Model {
     return blocks(large) >= kEnoughBlocks ? large : kSmallTile;
   }
 
-  double sharing() const {
+  // What the routes' planners of tiles are asked.
+  CudaParams params() const {
     CudaParams params;
     params.element = p_.element;
     params.codewords = p_.codewords;
@@ -137,6 +145,11 @@ class Model {
     conv.out_channels = p_.groups * p_.outputs;
     conv.out_height = 1;
     conv.out_width = p_.pixels;
+    return params;
+  }
+
+  double sharing() const {
+    const CudaParams params = this->params();
     const DeviceLimits limits{static_cast<int>(gpu_.multiprocessors), (rates_.shared_kib - 1) << 10,
                               rates_.shared_kib << 10};
     const double cycles = number(p_.units) * sharing_cycles(plan_sharing(params, limits), params, limits);
@@ -160,12 +173,49 @@ class Model {
              std::max(multiply(product_tile(p_.has_zeros), depth, rates_.sign_macs * kOurs),
                       streamed(packed + output_bytes()));
     }
-    const double arranged = inputs() * 2 * (is_half() ? 1 : kFloat32Passes);
-    const double depth = number(round_up(taps, kHalfDepth)) * (is_half() ? 1 : kFloat32Passes);
-    const double before = is_half() && p_.is_channels_last ? 0 : pass(input_bytes() + arranged);
+    const double depth = number(round_up(taps, kHalfDepth)) * parts();
     const Tile& tile = product_tile(!is_half());
     const double macs = &tile == &kSmallTile ? rates_.half_mma_macs : rates_.half_large_macs;
-    return before + pass(0) + std::max(multiply(tile, depth, macs * kOurs), streamed(arranged + output_bytes()));
+    return arranging() + pass(0) +
+           std::max(multiply(tile, depth, macs * kOurs), streamed(arranged_bytes() + output_bytes()));
+  }
+
+  // A float32 is three bf16 parts, which a kernel of its own makes, as it orders halves that are not channels_last.
+  int parts() const { return is_half() ? 1 : kFloat32Passes; }
+  double arranged_bytes() const { return inputs() * 2 * parts(); }
+  double arranging() const { return is_half() && p_.is_channels_last ? 0 : pass(input_bytes() + arranged_bytes()); }
+
+  // Where a box lies is guessed, from a stride that is the same in both directions and no dilation.
+  CudaParams sparse_params() const {
+    constexpr double kMostStride = 4;
+    CudaParams params = this->params();
+    params.conv.out_width = p_.out_width;
+    params.conv.out_height = ceil_div(p_.pixels, std::max<std::int64_t>(p_.out_width, 1));
+    const double stride = std::sqrt(number(p_.input_pixels) / number(std::max<std::int64_t>(p_.pixels, 1)));
+    params.conv.stride_h = params.conv.stride_w = std::lround(std::clamp(stride, 1.0, kMostStride));
+    return params;
+  }
+
+  // Clocks of a channel of a block's box by the tensor cores and by shared memory: sparse.cuh has the arithmetic.
+  double sparse() const {
+    constexpr double kMmaMacs = 2048, kFragmentBytes = 512, kFragmentChannels = 16, kFullWarps = 8;
+    const CudaParams params = sparse_params();
+    const auto [outputs, box] = plan_sparse(params);
+    const double slots = sparse_slots_of(params), fragments = (box.is_paired() ? 1 : 2) * kBoxPairs / kFragmentChannels;
+    const double columns = kBoxPixels * slots * parts();  // of the sparse product, in a channel
+    const double responses = (box.is_paired() ? slots / 4 : 2) * kBoxPairs / kFragmentChannels * parts();
+    const double tensor =
+        columns * number(outputs) / (rates_.half_mma_macs * kSparseRate) + responses * kMmaMacs / rates_.half_mma_macs;
+    const double copies = 1 + number(outputs) / 64;  // responses are written, and read by each 64 outputs' warps
+    const double shared =
+        (fragments * kFragmentBytes * parts() + 2 * columns * copies + 2.0 * box.positions() * parts()) / kSharedBytes;
+    const std::int64_t stage = sparse_stage_channels(sparse_parts_of(params), sparse_slots_of(params));
+    const double clocks = number(round_up(p_.units, stage)) * std::max(tensor, shared) / kOurs;
+    const double rounds = number(ceil_div(SparsePlan{outputs, box}.blocks(params), gpu_.multiprocessors));
+    // A block goes from stage to stage by barriers; a multiprocessor is busy with eight warps of several, or of one.
+    const double busy = std::min(1.0, rounds * sparse_warps(outputs) / kFullWarps);
+    return arranging() + pass(0) +
+           std::max(rounds * clocks / busy / (rates_.gigahertz * 1e3), streamed(arranged_bytes() + output_bytes()));
   }
 
   // cuDNN's convolution of the decoded weight, and what has to be done before and after it by kernels of their own
@@ -201,6 +251,8 @@ const char* Candidate::name() const {
       return "sharing";
     case Plan::kProduct:
       return "product";
+    case Plan::kSparse:
+      return "sparse";
     case Plan::kDense:
       break;
   }
@@ -212,6 +264,7 @@ std::vector<Candidate> candidates(const Problem& problem, const Gpu& gpu, const 
   std::vector<Candidate> result;
   if (routes.sharing) result.push_back({Plan::kSharing, model.microseconds(Plan::kSharing)});
   if (routes.product) result.push_back({Plan::kProduct, model.microseconds(Plan::kProduct)});
+  if (routes.sparse && model.fits_sparse()) result.push_back({Plan::kSparse, model.microseconds(Plan::kSparse)});
   result.push_back({Plan::kDense, model.microseconds(Plan::kDense)});
   std::stable_sort(result.begin(), result.end(),
                    [](const Candidate& a, const Candidate& b) { return a.microseconds < b.microseconds; });

@@ -20,6 +20,7 @@ struct Problem {
   std::int64_t groups;
   std::int64_t batch;
   std::int64_t pixels;        // of an output image
+  std::int64_t out_width;     // its row
   std::int64_t input_pixels;  // of an input image
   bool has_zeros;             // binary activations: they may be 0
   bool is_channels_last;      // x
@@ -38,17 +39,17 @@ struct Gpu {
 
 // The ways that have a kernel for the problem; dense needs none.
 struct Routes {
-  bool sharing, product;
+  bool sharing, product, sparse;
 };
 
-enum class Plan { kSharing, kProduct, kDense };
+enum class Plan { kSharing, kProduct, kSparse, kDense };
 
 // A way to run a problem, and what the whole batch is expected to take.
 struct Candidate {
   Plan plan;
   double microseconds;
 
-  const char* name() const;  // sharing, product or dense
+  const char* name() const;  // sharing, product, sparse or dense
 };
 
 // Every way to run the problem on the device, the quickest first.

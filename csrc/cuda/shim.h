@@ -41,7 +41,11 @@ struct alignas(16) uint4 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 namespace subbit::shim {
@@ -99,7 +103,7 @@ class Block {
   static constexpr std::size_t kStackBytes = 128 << 10;
 
   Block(int threads, std::size_t shared_bytes) : fibers_(threads), shared_bytes_(shared_bytes) {
-    for (Fiber& fiber : fibers_) fiber.stack = std::make_unique<char[]>(kStackBytes);
+    for (Fiber& fiber : fibers_) fiber.stack.reset(new char[kStackBytes]);  // not zeroed: most is never used
   }
 
   // Runs the body once for every thread of block `blockIdx`. Throws std::runtime_error where not all threads of a

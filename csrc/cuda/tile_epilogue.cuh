@@ -72,6 +72,8 @@ struct TileEpilogue {
     const ConvParams& conv = params.conv;
     // Groups end with whole words; behind a single one's last output there may be half a word of zeros.
     const std::int64_t word_end = conv.groups == 1 ? args.y_words : (outputs.group + 1) * outputs.group_outputs / kWarp;
+    // Not all of it, as nvcc may like to.
+    SUBBIT_UNROLL_4
     for (int i = 0; i < kItems; ++i) {
       const int item = i * kThreads + static_cast<int>(threadIdx.x);
       const int row = args.along_outputs ? item / kOutputs : item % kRows;

@@ -136,15 +136,19 @@ std::vector<py::dict> list_candidates(bool binary, Unit unit, int codewords, std
 // The same of GPUs: a function of sizes, so it needs none.
 std::vector<py::dict> list_cuda_candidates(bool binary, int element, Unit unit, int codewords, std::int64_t units,
                                            std::int64_t outputs, std::int64_t groups, std::int64_t batch,
-                                           std::int64_t pixels, std::int64_t input_pixels, bool has_zeros,
-                                           bool is_channels_last, bool packed_input, bool float_output,
+                                           std::int64_t pixels, std::int64_t out_width, std::int64_t input_pixels,
+                                           bool has_zeros, bool is_channels_last, bool packed_input, bool float_output,
                                            bool packed_output, bool is_bare, int capability,
-                                           std::int64_t multiprocessors, bool has_sharing, bool has_product) {
+                                           std::int64_t multiprocessors, bool has_sharing, bool has_product,
+                                           bool has_sparse) {
   if (element < 0 || element > static_cast<int>(Element::kBfloat16)) {
     throw std::invalid_argument("element must be 0 to 2, got " + std::to_string(element));
   }
   if (multiprocessors < 1) {
     throw std::invalid_argument("multiprocessors must be at least 1, got " + std::to_string(multiprocessors));
+  }
+  if (out_width < 0 || out_width > pixels) {
+    throw std::invalid_argument("out_width must be 0 to pixels, got " + std::to_string(out_width));
   }
   checked_product({batch, groups, units, unit_channels(unit), input_pixels}, "input");
   checked_product({batch, groups, outputs, pixels}, "output");
@@ -157,6 +161,7 @@ std::vector<py::dict> list_cuda_candidates(bool binary, int element, Unit unit, 
                               groups,
                               batch,
                               pixels,
+                              out_width,
                               input_pixels,
                               has_zeros,
                               is_channels_last,
@@ -165,7 +170,8 @@ std::vector<py::dict> list_cuda_candidates(bool binary, int element, Unit unit, 
                               packed_output,
                               is_bare};
   std::vector<py::dict> result;
-  for (const auto& candidate : cuda::candidates(problem, {capability, multiprocessors}, {has_sharing, has_product})) {
+  for (const auto& candidate :
+       cuda::candidates(problem, {capability, multiprocessors}, {has_sharing, has_product, has_sparse})) {
     py::dict one;
     one["plan"] = candidate.name();
     one["microseconds"] = candidate.microseconds;
@@ -221,9 +227,10 @@ PYBIND11_MODULE(_C, m) {
         py::arg("level"), py::arg("packed_input") = false);
   m.def("cuda_candidates", &list_cuda_candidates, py::kw_only(), py::arg("binary"), py::arg("element"), py::arg("unit"),
         py::arg("codewords"), py::arg("units"), py::arg("outputs"), py::arg("groups"), py::arg("batch"),
-        py::arg("pixels"), py::arg("input_pixels"), py::arg("has_zeros"), py::arg("is_channels_last"),
-        py::arg("packed_input"), py::arg("float_output"), py::arg("packed_output"), py::arg("is_bare"),
-        py::arg("capability"), py::arg("multiprocessors"), py::arg("has_sharing"), py::arg("has_product"));
+        py::arg("pixels"), py::arg("out_width"), py::arg("input_pixels"), py::arg("has_zeros"),
+        py::arg("is_channels_last"), py::arg("packed_input"), py::arg("float_output"), py::arg("packed_output"),
+        py::arg("is_bare"), py::arg("capability"), py::arg("multiprocessors"), py::arg("has_sharing"),
+        py::arg("has_product"), py::arg("has_sparse"));
   m.def("wanted_plan", &wanted_plan);
   m.def("kernels", &kernels, "Every compiled kernel, best first: (name, level, binary activations).");
   m.def("machine_level", [] { return std::string(name(machine_level())); });

@@ -29,7 +29,8 @@ Element element_of(int number) {
 Route route_of(const std::string& name) {
   if (name == "sharing") return Route::kSharing;
   if (name == "product") return Route::kProduct;
-  throw std::invalid_argument("route must be sharing or product, got '" + name + "'");
+  if (name == "sparse") return Route::kSparse;
+  throw std::invalid_argument("route must be sharing, product or sparse, got '" + name + "'");
 }
 
 // Runs what starts a kernel with the device current. torch's guard has made it current already and sets it back: this
@@ -51,34 +52,34 @@ class Conv {
 
   bool can_run(const std::string& route) const { return subbit::can_run(route_of(route), params_); }
 
-  // Of the address of x, whose alignment decides whether the product reads it in place.
+  // Of the address of x, whose alignment decides whether it is read in place.
   std::int64_t scratch_bytes(const std::string& route, std::uintptr_t x, std::uintptr_t x_nonzero) const {
-    if (route_of(route) == Route::kSharing) return 0;
     CudaOperands operands;
     set_x(operands, x, x_nonzero);
-    return product_scratch_bytes(params_, operands);
+    return subbit::scratch_bytes(route_of(route), params_, operands);
   }
 
-  std::int64_t product_weight_bytes() const { return subbit::product_weight_bytes(params_); }
+  std::int64_t weight_bytes(const std::string& route) const { return subbit::weight_bytes(route_of(route), params_); }
 
-  void prepare(int device, std::uintptr_t stream, std::uintptr_t indices, std::uintptr_t codebook,
-               std::uintptr_t weight) const {
+  void prepare(const std::string& route, int device, std::uintptr_t stream, std::uintptr_t indices,
+               std::uintptr_t codebook, std::uintptr_t weight) const {
+    const Route chosen = route_of(route);
     const py::gil_scoped_release release;
-    start("prepare_product", device, [&] {
-      return prepare_product(params_, pointer<const std::uint32_t>(indices), pointer<const Codeword>(codebook),
+    start("prepare " + route, device, [&] {
+      return subbit::prepare(chosen, params_, pointer<const std::uint32_t>(indices), pointer<const Codeword>(codebook),
                              pointer<void>(weight), stream_of(stream));
     });
   }
 
   void run(const std::string& route, int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t x_nonzero,
-           std::uintptr_t indices, std::uintptr_t codebook, std::uintptr_t product_weight, std::uintptr_t scale,
+           std::uintptr_t indices, std::uintptr_t codebook, std::uintptr_t prepared_weight, std::uintptr_t scale,
            std::uintptr_t bias, std::uintptr_t residual, std::uintptr_t slope, std::uintptr_t shift, std::uintptr_t y,
            std::uintptr_t y_plus, std::uintptr_t y_nonzero, std::uintptr_t pack_shift, std::uintptr_t scratch) const {
     CudaOperands operands;
     set_x(operands, x, x_nonzero);
     operands.indices = pointer<const std::uint32_t>(indices);
     operands.codebook = pointer<const Codeword>(codebook);
-    operands.product_weight = pointer<const void>(product_weight);
+    operands.prepared_weight = pointer<const void>(prepared_weight);
     operands.scale = pointer<const float>(scale);
     operands.bias = pointer<const float>(bias);
     operands.residual = pointer<const void>(residual);
@@ -155,11 +156,11 @@ PYBIND11_MODULE(_C_cuda, m) {
            py::arg("groups"), py::arg("binary"), py::arg("sign_zero"), py::arg("activation"), py::arg("capability"))
       .def("can_run", &Conv::can_run, py::arg("route"))
       .def("scratch_bytes", &Conv::scratch_bytes, py::arg("route"), py::arg("x"), py::arg("x_nonzero"))
-      .def_property_readonly("product_weight_bytes", &Conv::product_weight_bytes)
-      .def("prepare_product", &Conv::prepare, py::kw_only(), py::arg("device"), py::arg("stream"), py::arg("indices"),
-           py::arg("codebook"), py::arg("weight"))
+      .def("weight_bytes", &Conv::weight_bytes, py::arg("route"))
+      .def("prepare", &Conv::prepare, py::kw_only(), py::arg("route"), py::arg("device"), py::arg("stream"),
+           py::arg("indices"), py::arg("codebook"), py::arg("weight"))
       .def("__call__", &Conv::run, py::kw_only(), py::arg("route"), py::arg("device"), py::arg("stream"), py::arg("x"),
-           py::arg("x_nonzero"), py::arg("indices"), py::arg("codebook"), py::arg("product_weight"), py::arg("scale"),
+           py::arg("x_nonzero"), py::arg("indices"), py::arg("codebook"), py::arg("prepared_weight"), py::arg("scale"),
            py::arg("bias"), py::arg("residual"), py::arg("slope"), py::arg("shift"), py::arg("y"), py::arg("y_plus"),
            py::arg("y_nonzero"), py::arg("pack_shift"), py::arg("scratch"));
   m.def("pack", &pack_signs, py::kw_only(), py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("element"),

@@ -1,9 +1,7 @@
 // The product's kernels, run on the CPU by the host shim, for tests/test_cuda_product.py.
 #include <cstdint>
-#include <cstring>
-#include <memory>
-#include <string>
 
+#include "call.h"
 #include "cuda/product_b1.cuh"
 #include "cuda/product_float.cuh"
 #include "cuda/product_half.cuh"
@@ -45,103 +43,33 @@ Status run(TileChoice tile, const CudaParams& params, const CudaOperands& operan
   return run_with<NumbersKind<__nv_bfloat16, 1>, HalvesTile>(tile, params, operands);
 }
 
-// Memory whose every number is NaN and whose every bit is 1 until it is written.
-std::unique_ptr<uint4[]> poisoned(std::int64_t bytes) {
-  auto memory = std::make_unique<uint4[]>(static_cast<std::size_t>(bytes / 16 + 1));
-  std::memset(memory.get(), 0xff, static_cast<std::size_t>(bytes));
-  return memory;
-}
-
-// Multiplies two matrices (16, k) and (k, 8) as fragments, with the warp's lanes reading what the PTX ISA says.
-template <class Multiply>
-void run_mma(const Multiply& multiply) {
-  shim::launch({1, 1, 1}, {kWarpLanes, 1, 1}, 0, [&] { multiply(threadIdx.x / 4, threadIdx.x % 4); });
-}
-
 }  // namespace
 }  // namespace subbit
 
 using namespace subbit;
-
-namespace {
-
-std::string message;
-
-template <class F>
-std::int64_t guarded(const F& f) {
-  message.clear();
-  try {
-    return f();
-  } catch (const std::exception& error) {
-    message = error.what();
-    return -1;
-  }
-}
-
-}  // namespace
 
 extern "C" {
 
 // What the last call threw, or an empty string.
 const char* product_error() { return message.c_str(); }
 
-struct ProductCall {
-  std::int64_t unit, binary, sign_zero, activation, element, codewords, tile, capability;
-  std::int64_t batch, in_channels, height, width, out_channels, out_height, out_width, groups;
-  std::int64_t stride[2], pad[2], dilation[2];
-  std::int64_t x_strides[4], y_strides[4], residual_strides[4];
-  const void *x, *x_plus, *x_nonzero, *indices, *codebook, *scale, *bias, *residual, *slope, *shift, *pack_shift;
-  void *y, *y_plus, *y_nonzero;
-};
-
-static CudaParams params_of(const ProductCall& c) {
-  CudaParams p;
-  ConvParams& v = p.conv;
-  v.unit = static_cast<Unit>(c.unit);
-  v.activations = static_cast<Activations>(c.binary);
-  v.sign_zero = c.sign_zero != 0;
-  v.activation = static_cast<Activation>(c.activation);
-  p.element = static_cast<Element>(c.element);
-  p.codewords = static_cast<int>(c.codewords);
-  p.capability = static_cast<int>(c.capability);
-  v.batch = c.batch, v.in_channels = c.in_channels, v.height = c.height, v.width = c.width;
-  v.out_channels = c.out_channels, v.out_height = c.out_height, v.out_width = c.out_width, v.groups = c.groups;
-  v.stride_h = c.stride[0], v.stride_w = c.stride[1], v.pad_h = c.pad[0], v.pad_w = c.pad[1];
-  v.dilation_h = c.dilation[0], v.dilation_w = c.dilation[1];
-  v.x_n = c.x_strides[0], v.x_c = c.x_strides[1], v.x_h = c.x_strides[2], v.x_w = c.x_strides[3];
-  v.y_n = c.y_strides[0], v.y_c = c.y_strides[1], v.y_h = c.y_strides[2], v.y_w = c.y_strides[3];
-  v.residual_n = c.residual_strides[0], v.residual_c = c.residual_strides[1];
-  v.residual_h = c.residual_strides[2], v.residual_w = c.residual_strides[3];
-  v.x_is_packed = c.x_plus != nullptr, v.has_y = c.y != nullptr, v.packs = c.y_plus != nullptr;
-  return p;
-}
-
 // 0 where it ran, 1 where the product cannot, -1 where something was thrown.
-int product_call(const ProductCall* call) {
+int product_call(const ConvCall* call) {
   return static_cast<int>(guarded([&]() -> std::int64_t {
-    const ProductCall& c = *call;
+    const ConvCall& c = *call;
     const CudaParams params = params_of(c);
     if (!runs_product(params)) return 1;
-    CudaOperands o;
-    o.x = c.x;
-    o.x_plus = static_cast<const std::uint64_t*>(c.x_plus),
-    o.x_nonzero = static_cast<const std::uint64_t*>(c.x_nonzero);
-    o.scale = static_cast<const float*>(c.scale), o.bias = static_cast<const float*>(c.bias);
-    o.residual = c.residual;
-    o.slope = static_cast<const float*>(c.slope), o.shift = static_cast<const float*>(c.shift);
-    o.pack_shift = static_cast<const float*>(c.pack_shift);
-    o.y = c.y;
-    o.y_plus = static_cast<std::uint64_t*>(c.y_plus), o.y_nonzero = static_cast<std::uint64_t*>(c.y_nonzero);
+    CudaOperands o = operands_of(c);
     const auto weight = poisoned(prepared_bytes(params)), scratch = poisoned(scratch_bytes(params, o));
     start_prepare(params, static_cast<const std::uint32_t*>(c.indices), static_cast<const Codeword*>(c.codebook),
                   weight.get(), {});
-    o.product_weight = weight.get();
+    o.prepared_weight = weight.get();
     o.scratch = scratch.get();
     return run(static_cast<TileChoice>(c.tile), params, o);
   }));
 }
 
-std::int64_t product_scratch(const ProductCall* call) {
+std::int64_t product_scratch(const ConvCall* call) {
   return guarded([&] {
     CudaOperands o;
     o.x = call->x;
@@ -151,10 +79,10 @@ std::int64_t product_scratch(const ProductCall* call) {
 }
 
 // Whether halves take the large tile.
-int product_is_large(const ProductCall* call) { return fills_device<HalvesTile>(params_of(*call)); }
+int product_is_large(const ConvCall* call) { return fills_device<HalvesTile>(params_of(*call)); }
 
 // Whether the call takes wgmma.
-int product_is_wgmma(const ProductCall* call) { return runs_wgmma(params_of(*call)); }
+int product_is_wgmma(const ConvCall* call) { return runs_wgmma(params_of(*call)); }
 
 int pack_call(const std::int64_t* sizes, const std::int64_t* strides, std::int64_t element, const void* x,
               const float* shift, void* plus, void* nonzero) {
