@@ -166,6 +166,7 @@ def planned(
         return found
     dtype = torch.float32 if packed else x.dtype
     x_shape = (x.shape[0], weight.channels * groups, *x.shape[1:3]) if packed else tuple(x.shape)
+    capability = _cuda_device.device_of(x.device).capability
     conv = _C_cuda.Conv(
         unit=_UNITS[weight.unit],
         codewords=weight.count,
@@ -183,7 +184,7 @@ def planned(
         binary=activation_bits == 1,
         sign_zero=bool(sign_zero) and not packed,
         activation=ACTIVATIONS.index(activation),
-        capability=_cuda_device.device_of(x.device).capability,
+        capability=capability,
     )
     has_zeros = x_nonzero is not None if packed else True  # the sign of NaN is 0
     is_channels_last = not packed and x.stride(1) == 1
@@ -197,7 +198,7 @@ def planned(
         plan = _choose(found_plans, weight, shape)
     elif plan not in routes:
         plan = "dense"
-    arranged = None if plan == "dense" else _arranged(weight, conv, plan, (groups, activation_bits))
+    arranged = None if plan == "dense" else _arranged(weight, conv, plan, (groups, activation_bits, capability))
     made = Planned(conv, shape, found_plans, plan, arranged)
     if len(weight.convs) >= _MOST_CONVS:
         weight.convs.clear()

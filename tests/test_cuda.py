@@ -13,6 +13,7 @@ from helpers import UNIT_1X1, UNIT_3X3, dense_weight, expected_conv, integers, r
 from subbit_infer import (
     PackedActivations,
     PackedWeight,
+    _cuda_device,
     _cuda_weight,
     _native_cuda,
     conv,
@@ -327,6 +328,52 @@ class TestPacked:
         expected = x.sign() @ dense_weight(indices, codebook).flatten(1).T
         assert_same(linear(packed, weight).cpu(), expected)
         assert_same(linear(x.to(DEVICE), weight, activation_bits=1).cpu(), expected)
+
+
+class TestInt8:
+    """Products of signs as GPUs from compute capability 10.0 on have them; sm_90 has the same kernels."""
+
+    @pytest.fixture(autouse=True)
+    def later_gpu(self, monkeypatch):
+        facts = _cuda_device.device_of(DEVICE)
+        if facts.capability < 90:
+            pytest.skip(f"int8 products are compiled for sm_90 and later ones, not sm_{facts.capability}")
+        as_later = facts._replace(capability=max(facts.capability, 100))
+        monkeypatch.setattr(_cuda_device, "device_of", lambda device: as_later)
+        monkeypatch.setenv("SUBBIT_PLAN", "product")
+
+    # Either side of a lane's registers (4, 8), a piece (16), a packed word and a step (64), and a stage (128).
+    @pytest.mark.parametrize("in_channels", [1, 3, 4, 5, 8, 15, 16, 17, 63, 64, 65, 127, 128, 129, 513])
+    def test_input_channels(self, in_channels):
+        check("product", 1, UNIT_3X3, 70, in_channels, 32, (9, 11), padding=(1, 1))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("unit", [UNIT_3X3, UNIT_1X1])
+    def test_large_tiles(self, unit, dtype):
+        check("product", 1, unit, 130, 72, 32, (57, 55), padding=(1, 1), batch=6, dtype=dtype)
+
+    @pytest.mark.parametrize("groups", [2, 5])
+    def test_groups(self, groups):
+        check("product", 1, UNIT_3X3, groups * 12, groups * 21, 32, (9, 8), groups=groups, stride=(2, 1))
+
+    @pytest.mark.parametrize("sign_zero", [0, 1])
+    @pytest.mark.parametrize("in_channels", [40, 64, 200])
+    def test_packed(self, in_channels, sign_zero):
+        indices, codebook = random_weight(UNIT_3X3, 33, in_channels, 32)
+        x = integers(2, in_channels, 9, 10)
+        words = pack(x.to(DEVICE), sign_zero=sign_zero)
+        y = conv(words, weight_of(indices, codebook), padding=(1, 1)).cpu()
+        assert_same(y, expected_conv(signs(x, sign_zero), indices, codebook, padding=(1, 1)))
+
+    def test_zeros_and_nan(self):
+        indices, codebook = random_weight(UNIT_3X3, 9, 20, 16)
+        x = integers(1, 20, 8, 8)
+        x[0, 3, 4, 4] = NAN
+        for sign_zero in (0, 1):
+            values = signs(x, sign_zero)
+            values[0, 3, 4, 4] = 0
+            y = run(x, indices, codebook, activation_bits=1, sign_zero=sign_zero)
+            assert_same(y, expected_conv(values, indices, codebook))
 
 
 class TestFloats:

@@ -1,8 +1,8 @@
 """The build of the CUDA kernels: its options; registers, memory and instructions of the machine code. Needs no device.
 
 tests/data/cuda_budget.json holds, for each kernel: the threads of its largest block, the registers that a thread may
-use, the static shared memory in bytes (sm_90 keeps 1024 for itself), how many of which instructions must be there, and
-the architectures if it is not for all.
+use, the static shared memory in bytes (sm_90 keeps 1024 for itself), how many of which instructions must be there,
+and, where it is not compiled for all, for which architectures.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def tool_directories() -> list[Path]:
 
 @pytest.fixture(scope="module")
 def cuobjdump():
-    """Lists something of the built module, for one architecture."""
+    """Lists something of the built module, for one architecture, or of another file."""
     module = importlib.util.find_spec("subbit_infer._C_cuda")
     if module is None or module.origin is None:
         pytest.skip("the CUDA kernels are not built: no nvcc")
@@ -41,8 +41,8 @@ def cuobjdump():
     if shutil.which("cuobjdump", path=path) is None or shutil.which("nvdisasm", path=path) is None:
         pytest.skip("no cuobjdump and nvdisasm (packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm)")
 
-    def run(*arguments: str) -> str:
-        command = [str(shutil.which("cuobjdump", path=path)), *arguments, str(module.origin)]
+    def run(*arguments: str, file: str | Path = str(module.origin)) -> str:
+        command = [str(shutil.which("cuobjdump", path=path)), *arguments, str(file)]
         return subprocess.run(
             command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
         ).stdout
@@ -80,10 +80,15 @@ def machine_code(architecture, cuobjdump) -> dict[str, dict]:
     }
 
 
-def test_every_kernel_has_a_budget(machine_code, architecture):
-    assert set(machine_code) == {
-        name for name, budget in BUDGET.items() if architecture in budget.get("architectures", ARCHITECTURES)
-    }
+def test_every_kernel_has_a_budget(architecture, machine_code):
+    compiled = {name for name, budget in BUDGET.items() if architecture in budget.get("architectures", ARCHITECTURES)}
+    assert set(machine_code) == compiled
+
+
+def test_later_architectures_have_the_ptx_of_every_kernel(cuobjdump):
+    """Of every kernel that they may choose: the last architecture's, which they compile when it is loaded."""
+    entries = re.findall(r"\.entry (\w+)\(", cuobjdump("-arch", ARCHITECTURES[-1], "-ptx"))
+    assert set(readable(entries)) == {name for name in BUDGET if "Wgmma" not in name}  # Hopper's alone
 
 
 def test_registers_are_within_the_budget(machine_code):
@@ -119,6 +124,27 @@ def test_the_instructions_that_the_kernels_are_made_for_are_there(machine_code):
     for name, kernel in machine_code.items():
         for instruction, least in BUDGET[name]["instructions"].items():
             assert len(re.findall(rf"\b{re.escape(instruction)}\b", kernel["code"])) >= least, (name, instruction)
+
+
+@pytest.mark.parametrize("later", ["sm_100", "sm_103", "sm_120"])
+def test_int8_products_are_native_on_later_architectures(cuobjdump, tmp_path, later):
+    """What becomes of the PTX there, by ptxas as by a driver."""
+    ptxas = shutil.which("ptxas")
+    if ptxas is None or later not in subprocess.run([ptxas, "--help"], capture_output=True, text=True).stdout:
+        pytest.skip(f"no ptxas that knows {later}")
+    listed = cuobjdump("-arch", ARCHITECTURES[-1], "-ptx")
+    modules = re.findall(r"^\.version.*?(?=^Fatbin|\Z)", listed, re.M | re.S)
+    (ptx,) = [module for module in modules if "NumbersKindIa" in module]  # of signed char
+    source, result = tmp_path / "int8.ptx", tmp_path / "int8.cubin"
+    source.write_text(ptx)
+    command = [ptxas, f"-arch={later}", "-warn-spills", "-warn-lmem-usage", "-Werror", str(source), "-o", str(result)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    code = re.findall(r"Function : (\w+)\n(.*?)(?=\n\s*Function : |\Z)", cuobjdump("-sass", file=result), re.S)
+    assert len(code) == 2
+    for name, (_, text) in zip(readable([symbol for symbol, _ in code]), code, strict=True):
+        assert len(re.findall(r"\bIMMA\.16832\.S8\.S8\b", text)) >= BUDGET[name]["instructions"]["IMMA.16832.S8.S8"]
+        assert re.search(r"\b(RET|CALL\.ABS|LDL|STL)\b", text) is None, name
 
 
 def configure(tmp_path: Path, option: str, nvcc: str) -> subprocess.CompletedProcess[str]:

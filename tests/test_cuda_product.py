@@ -267,24 +267,37 @@ def test_the_emulated_product_of_a_warpgroup_sees_what_numbers_do_not_show(libra
         multiply_by_wgmma(library, 64, 0, 0, without)
 
 
+def test_the_emulated_product_of_bytes_is_a_matrix_product(library):
+    a, b = (integers(*shape, seed=i).mul(-18).to(torch.int8) for i, shape in enumerate(((16, 32), (32, 8))))
+    d = integers(16, 8, seed=3).to(torch.int32)
+    by_columns, product = b.t().contiguous(), d + (a.int() @ b.int())
+    library.mma_bytes(*map(ctypes.c_void_p, (a.data_ptr(), by_columns.data_ptr(), d.data_ptr())))
+    assert torch.equal(d, product)
+
+
+@pytest.mark.parametrize("capability", [A100, B200])
 @pytest.mark.parametrize("tile", [LARGE, SMALL])
 @pytest.mark.parametrize("name", LAYERS)
-def test_binary_of_floats(library, name, tile):
+def test_binary_of_floats(library, name, tile, capability):
     layer = LAYERS[name]
     x = integers(*layer.shape)
     for sign_zero, layout, element in ((0, "contiguous", torch.float32), (1, "channels_last", torch.float16)):
         given = strided(x.to(element), layout)
-        y = run(library, layer, given, binary=True, sign_zero=sign_zero, tile=tile, element=element, out=layout)
+        y = run(
+            library, layer, given, binary=True, capability=capability, sign_zero=sign_zero, tile=tile,
+            element=element, out=layout,
+        )  # fmt: skip
         assert torch.equal(y.float(), expected(layer, signs(x, sign_zero)).to(element).float())
 
 
+@pytest.mark.parametrize("capability", [A100, B200])
 @pytest.mark.parametrize("tile", [LARGE, SMALL])
 @pytest.mark.parametrize("sign_zero", [0, 1])
 @pytest.mark.parametrize("name", LAYERS)
-def test_binary_of_packed(library, name, sign_zero, tile):
+def test_binary_of_packed(library, name, sign_zero, tile, capability):
     layer = LAYERS[name]
     x = pack(integers(*layer.shape), sign_zero=sign_zero)
-    y = run(library, layer, x, binary=True, tile=tile, out="channels_last")
+    y = run(library, layer, x, binary=True, capability=capability, tile=tile, out="channels_last")
     assert torch.equal(y, expected(layer, x.unpack()))
 
 
@@ -301,26 +314,30 @@ def test_floats(library, name, element, tile):
         assert torch.equal(y, expected(layer, x).to(element)), layout
 
 
+FLOATS, BITS, BYTES = {"binary": False}, {"binary": True}, {"binary": True, "capability": B200}
+
+
 @pytest.mark.parametrize(
-    ("tile", "binary"), [(LARGE, False), (LARGE, True), (SMALL, False), (SMALL, True), (WGMMA, False)]
+    ("tile", "kind"),
+    [*((tile, kind) for tile in (LARGE, SMALL) for kind in (FLOATS, BITS, BYTES)), (WGMMA, FLOATS)],
 )
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_epilogue_and_packed_results(library, activation, binary, tile):
+def test_epilogue_and_packed_results(library, activation, kind, tile):
     element = (*ELEMENTS, torch.float16)[ACTIVATIONS.index(activation)]
     for name in ("odd", "wide groups", "1x1") if tile == SMALL else ("wide groups", "1x1"):
         layer = LAYERS[name]
         epilogue = full_epilogue(layer, element, activation)
         pack_shift = integers(layer.out_channels, seed=5) / 8
         x = integers(*layer.shape).to(element)
-        v = expected(layer, x.sign() if binary else x, epilogue)
+        v = expected(layer, x.sign() if kind["binary"] else x, epilogue)
         n, c, h, w = layer.sizes()
         for sign_zero, has_y in ((0, True), (1, False)):
             plus = torch.full((n, h, w, word_count(c)), 77)
             nonzero = None if sign_zero else plus.clone()
             memory, y = empty_like_output(layer, element, "contiguous")
             call, _alive = call_of(
-                layer, x, y if has_y else None, (plus, nonzero), element=element, binary=binary, tile=tile,
-                pack_shift=pack_shift, epilogue=epilogue,
+                layer, x, y if has_y else None, (plus, nonzero), element=element, tile=tile,
+                pack_shift=pack_shift, epilogue=epilogue, **kind,
             )  # fmt: skip
             assert library.product_call(ctypes.byref(call)) == 0, library.product_error()
             expected_plus, expected_nonzero = pack_signs(v, pack_shift, sign_zero)
@@ -358,14 +375,16 @@ def test_nan_and_infinity_reach_what_sees_them(library, element):
         assert torch.equal(y.nan_to_num(5.5, 1e4, -1e4), sums.nan_to_num(5.5, 1e4, -1e4))
 
 
+@pytest.mark.parametrize("capability", [A100, B200])
 @pytest.mark.parametrize("sign_zero", [0, 1])
-def test_the_sign_of_nan_is_zero(library, sign_zero):
+def test_the_sign_of_nan_is_zero(library, sign_zero, capability):
     layer = LAYERS["one channel"]
     x = integers(*layer.shape)
     x[0, 0, 2, 2] = NAN
     values = signs(x, sign_zero)
     values[0, 0, 2, 2] = 0
-    assert torch.equal(run(library, layer, x, binary=True, sign_zero=sign_zero), expected(layer, values))
+    y = run(library, layer, x, binary=True, capability=capability, sign_zero=sign_zero)
+    assert torch.equal(y, expected(layer, values))
 
 
 def split(library: ctypes.CDLL, x: torch.Tensor) -> torch.Tensor:
@@ -417,7 +436,7 @@ def test_float32_is_within_its_bound(library, name):
 
 @pytest.mark.parametrize("at_end", [False, True])
 def test_nothing_outside_of_x_is_read(library, at_end):
-    layer = Layer(UNIT_3X3, (2, 40, 5, 3), 5, (2, 1), (1, 1))
+    layer = Layer(UNIT_3X3, (2, 56, 5, 3), 5, (2, 1), (1, 1))  # channels end within the second half of a word
     n, c, h, w = layer.shape
     floats = GuardedFloats(n, c, h, w, at_end=at_end).tensor.copy_(integers(*layer.shape))
     halves = GuardedFloats(n, h, w, c // 2, at_end=at_end).tensor.view(torch.float16).permute(0, 3, 1, 2)
@@ -430,8 +449,11 @@ def test_nothing_outside_of_x_is_read(library, at_end):
         assert torch.equal(
             run(library, layer, halves, tile=tile, element=torch.float16).float(), expected(layer, floats)
         )
+        packed = PackedActivations(words, None, c)
+        for kind in (BITS, BYTES) if tile != WGMMA else ():
+            assert torch.equal(run(library, layer, packed, tile=tile, **kind), expected(layer, packed.unpack()))
         if tile != WGMMA:
-            assert torch.equal(run(library, layer, packed, tile=tile, binary=True), expected(layer, packed.unpack()))
+            assert torch.equal(run(library, layer, floats, tile=tile, **BYTES), expected(layer, floats.sign()))
 
 
 def test_what_is_read_in_place_needs_no_scratch_memory(library):
@@ -441,10 +463,12 @@ def test_what_is_read_in_place_needs_no_scratch_memory(library):
     bytes_of_x = x.numel() * 2
     cases = (
         (last, {"element": torch.float16}, 0),
-        (pack(x), {"binary": True}, 0),
+        (pack(x), BITS, 0),
         (x.half(), {"element": torch.float16}, bytes_of_x),
         (x, {}, 3 * bytes_of_x),
-        (x, {"binary": True}, 2 * x.numel() // 8),
+        (x, BITS, 2 * x.numel() // 8),
+        (x, BYTES, x.numel()),  # a byte each
+        (pack(x), BYTES, x.numel()),
     )
     for given, options, expected_bytes in cases:
         call, _alive = call_of(layer, given, **options)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 import gpu
+import gpu_predictions
 import gpu_tables
 import report
 from layers import RESNET18
@@ -91,6 +93,11 @@ def test_results_are_checked():
 def test_without_a_gpu_it_says_so(capsys):
     assert gpu.main([]) == gpu.NO_GPU == 3
     assert capsys.readouterr().err == f"bench-cuda: nothing is measured: {_native_cuda.reason()}\n"
+
+
+def test_the_page_on_gpus_has_the_planners_predictions():
+    page = Path(__file__).parent.parent / "docs" / "gpu.md"
+    assert gpu_predictions.table().markdown() in page.read_text()
 
 
 def test_what_is_written_is_json(tmp_path):

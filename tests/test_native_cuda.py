@@ -31,6 +31,7 @@ from subbit_infer.nn import SubbitConv2d
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 H100 = _cuda_device.Device("NVIDIA H100", 90, 132)
+B200 = _cuda_device.Device("NVIDIA B200", 100, 148)
 IS_RIGHT = _native_cuda._is_right
 FIRST = torch.device("cuda", 0)
 explain = importlib.import_module("subbit_infer.explain")  # the name is the function's in the package
@@ -166,8 +167,7 @@ class TestModule:
     SIZES = {  # noqa: RUF012
         "codewords": 32, "element": 0, "x_shape": (2, 8, 5, 6), "x_strides": (240, 30, 6, 1), "y_shape": (2, 10, 3, 4),
         "y_strides": (120, 12, 4, 1), "residual_strides": None, "packs": False, "stride": (1, 1), "padding": (0, 0),
-        "dilation": (1, 1), "groups": 1, "binary": False, "sign_zero": False, "activation": 0,
-        "capability": 90,
+        "dilation": (1, 1), "groups": 1, "binary": False, "sign_zero": False, "activation": 0, "capability": 90,
     }  # fmt: skip
 
     def conv(self, **changes):
@@ -189,6 +189,19 @@ class TestModule:
         assert not self.conv(codewords=8, binary=True).can_run("sparse")
         with pytest.raises(ValueError, match="route must be sharing, product or sparse, got 'rows'"):
             self.conv().can_run("rows")
+
+    @pytest.mark.parametrize(("capability", "weight", "scratch"), [(80, 2448, 0), (90, 2448, 0), (100, 1152, 960)])
+    def test_later_gpus_multiply_bytes_of_signs(self, capability, weight, scratch):
+        """Bits: 16 outputs x 2 steps of 64 bytes, and 10 x 10 counts; bytes: 9 steps of 32 words, and 16 of a pixel."""
+        conv = self.conv(binary=True, x_strides=None, capability=capability)
+        assert conv.weight_bytes("product") == weight
+        assert conv.scratch_bytes("product", x=16, x_nonzero=16) == scratch
+        assert self.conv(capability=capability).weight_bytes("product") == 1152
+
+    @pytest.mark.parametrize(("channels", "steps"), [(64, 1), (65, 2)])
+    def test_64_channels_are_a_step_of_bytes(self, channels, steps):
+        conv = self.conv(binary=True, x_shape=(2, channels, 5, 6), x_strides=None, capability=100)
+        assert conv.weight_bytes("product") == steps * 1152
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -403,6 +416,16 @@ class TestPlans:
         assert module.prepares == 1
         conv(integers(2, 8, 5, 6), weight, activation_bits=1)
         assert module.prepares == 2
+
+    def test_the_products_weight_is_one_of_the_devices_capability(self, module, monkeypatch):
+        monkeypatch.setenv("SUBBIT_PLAN", "product")
+        weight, _, _ = packed()
+        for width, device in enumerate((H100, B200), start=5):
+            monkeypatch.setattr(_cuda_device, "device_of", lambda _, device=device: device)
+            conv(integers(2, 8, 5, width), weight, activation_bits=1)
+        assert module.prepares == 2
+        prepared = _cuda_weight.find_prepared(weight.packed_indices, weight.packed_codebook, 8, 32, UNIT_3X3)
+        assert [made.conv.given["capability"] for made in prepared.convs.values()] == [90, 100]
 
 
 class TestCheck:

@@ -8,8 +8,10 @@ from helpers import UNIT_1X1, UNIT_3X3
 from subbit_infer import _native
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
-A100, A10, L40S, H100, B200, RTX_PRO = (80, 108), (86, 72), (89, 142), (90, 132), (100, 148), (120, 188)
-GPUS = (A100, A10, L40S, H100, B200, RTX_PRO)
+A100, A10, L40S, H100, B200, B300, RTX_PRO = (
+    (80, 108), (86, 72), (89, 142), (90, 132), (100, 148), (103, 148), (120, 188)
+)  # fmt: skip
+GPUS = (A100, A10, L40S, H100, B200, B300, RTX_PRO)
 USUAL = {"has_zeros": True, "is_channels_last": False, "packed_input": False, "float_output": True}
 USUAL |= {"packed_output": False, "is_bare": False}
 HALVES = {"element": FLOAT16, "is_channels_last": True}
@@ -60,7 +62,8 @@ def microseconds(plan, *gpu, **problem):
         ),
         ({"element": FLOAT16, "is_channels_last": True}, {A100: "product", H100: "product"}),
         ({"element": BFLOAT16, "is_channels_last": True, "is_bare": True}, {A100: "dense", H100: "dense"}),
-        ({"binary": True}, {A100: "product", A10: "product", H100: "product"}),
+        ({"binary": True}, {A100: "product", A10: "product", H100: "product", B200: "product", RTX_PRO: "product"}),
+        ({"binary": True}, {B300: "sharing"}),  # its int8 products are slower than its float32 additions
         ({"binary": True, "packed_input": True, "packed_output": True, "float_output": False}, {H100: "product"}),
     ],
 )
@@ -126,10 +129,35 @@ def test_time_of_the_codebook_is_sharings_alone():
         assert (microseconds(plan, codewords=256) > microseconds(plan, codewords=4)) == grows
 
 
+SIGNS = {"binary": True, "packed_input": True, "units": 512, "outputs": 512}
+
+
 def test_one_bit_products_are_emulated_on_later_gpus():
-    """So they are slower where everything else is as on an H100."""
-    problem = {"binary": True, "packed_input": True, "units": 512, "outputs": 512}
-    assert microseconds("product", (100, 132), **problem) > 2 * microseconds("product", (90, 132), **problem)
+    """So signs are multiplied as int8 there, which is slower where everything else is as on an H100.
+
+    By 17700 / 2 / 2540 = 3.5, one-bit products of two planes against int8, both by mma.sync; and what unpacking takes.
+    """
+    ratio = microseconds("product", (100, 132), **SIGNS) / microseconds("product", (90, 132), **SIGNS)
+    assert 3.4 < ratio < 3.7
+
+
+@pytest.mark.parametrize("gpu", [B200, RTX_PRO])
+def test_int8_products_do_not_depend_on_zeros(gpu):
+    assert microseconds("product", gpu, **SIGNS, has_zeros=False) == microseconds("product", gpu, **SIGNS)
+
+
+@pytest.mark.parametrize("gpu", [B200, RTX_PRO])
+def test_packed_signs_are_unpacked_before_int8_products(gpu):
+    """By a launch of its own, which the product of bits does without."""
+    small = {"binary": True, "packed_input": True, "batch": 1, "side": 7}
+    assert microseconds("product", gpu, **small) > microseconds("product", H100, **small) + 2.5
+
+
+def test_channels_fill_steps_of_int8_products():
+    """64 channels of one tap: with 65 there are two steps."""
+    times = [microseconds("product", B200, binary=True, outputs=2048, units=units) for units in (64, 65, 128)]
+    assert times[1] > 1.5 * times[0]
+    assert times[2] < 1.2 * times[1]
 
 
 def test_wgmma_is_hoppers_and_of_the_large_tile():
@@ -144,8 +172,7 @@ def test_wgmma_is_hoppers_and_of_the_large_tile():
 
 
 def test_activations_without_zeros_take_half_the_products():
-    problem = {"binary": True, "packed_input": True, "units": 512, "outputs": 512}
-    ratio = microseconds("product", **problem) / microseconds("product", has_zeros=False, **problem)
+    ratio = microseconds("product", **SIGNS) / microseconds("product", has_zeros=False, **SIGNS)
     assert 1.7 < ratio <= 2
 
 

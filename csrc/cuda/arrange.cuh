@@ -21,6 +21,8 @@
 
 namespace subbit {
 
+constexpr int kPieceHalves = kPieceBytes / 2;
+
 struct ArrangeArgs {
   std::int64_t batch, height, width;
   std::int64_t groups, group_channels;
@@ -81,12 +83,12 @@ struct Arrange {
       const std::uint32_t pixel = a.x_c == 1 ? i / pieces : i % pixels, piece = a.x_c == 1 ? i % pieces : i / pixels;
       const Pixel at = pixel_of(pixel, a.height, a.width);
       const std::uint32_t group = piece / a.group_pieces;
-      const std::int64_t first = std::int64_t{piece - group * a.group_pieces} * kPieceChannels;
+      const std::int64_t first = std::int64_t{piece - group * a.group_pieces} * kPieceHalves;
       const std::int64_t offset =
           at.image * a.x_n + at.row * a.x_h + at.column * a.x_w + (group * a.group_channels + first) * a.x_c;
       std::uint32_t words[kParts][4] = {};
       SUBBIT_UNROLL
-      for (int c = 0; c < kPieceChannels; ++c) {
+      for (int c = 0; c < kPieceHalves; ++c) {
         if (first + c >= a.group_channels) continue;
         const Parts parts = parts_at<T>(a.x, offset + c * a.x_c);
         SUBBIT_UNROLL
@@ -105,7 +107,7 @@ struct Arrange {
 
 // Pieces that are written of each part.
 inline std::int64_t arrange_items(std::int64_t pixels, std::int64_t groups, std::int64_t group_channels) {
-  return checked_product({pixels, groups, ceil_div(group_channels, kPieceChannels)}, "arranged input");
+  return checked_product({pixels, groups, ceil_div(group_channels, kPieceHalves)}, "arranged input");
 }
 
 // There are at most kMostItems of arrange_items.
@@ -115,7 +117,7 @@ Status start_arrange(ArrangeArgs args, Stream stream) {
   const std::int64_t items = arrange_items(pixels, args.groups, args.group_channels);
   if (items == 0) return kStarted;
   args.pixels = static_cast<std::uint32_t>(pixels);
-  args.group_pieces = static_cast<std::uint32_t>(ceil_div(args.group_channels, kPieceChannels));
+  args.group_pieces = static_cast<std::uint32_t>(ceil_div(args.group_channels, kPieceHalves));
   args.pieces = static_cast<std::uint32_t>(args.groups * args.group_pieces);
   return start<Arrange<T>>(blocks_for(items, Arrange<T>::kThreads), 0, args, stream);
 }

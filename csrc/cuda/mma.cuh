@@ -2,7 +2,8 @@
 // host.
 //
 // Which lane holds what is the PTX ISA's ("Matrix Fragments for mma.m16n8k16 with floating point type", "... for
-// mma.m16n8k256"). With g = lane / 4, t = lane % 4, and a *slot* of k of 2 numbers (of 16 bits) or 32 bits:
+// mma.m16n8k32", "... for mma.m16n8k256"). With g = lane / 4, t = lane % 4, and a *slot* of k of 4 bytes, which are 2
+// halves, 4 int8 or 32 bits:
 //
 //     register   a0       a1         a2         a3           b0       b1         d0 d1          d2 d3
 //     row        g        g + 8      g          g + 8                            g              g + 8
@@ -57,6 +58,14 @@ SUBBIT_DEVICE void mma(float (&d)[4], const FragmentA& a, const FragmentB& b, __
       : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
 }
 
+// Sums in int32: exact below 2^31.
+SUBBIT_DEVICE void mma(std::int32_t (&d)[4], const FragmentA& a, const FragmentB& b, std::int8_t) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
+}
+
 #else
 
 namespace shim {
@@ -102,6 +111,12 @@ inline void mma(float (&d)[4], const FragmentA& a, const FragmentB& b, __half) {
 }
 inline void mma(float (&d)[4], const FragmentA& a, const FragmentB& b, __nv_bfloat16) {
   shim::multiply_halves<__nv_bfloat16>(d, a, b);
+}
+inline void mma(std::int32_t (&d)[4], const FragmentA& a, const FragmentB& b, std::int8_t) {
+  shim::multiply(d, a, b, [](std::int32_t& sum, std::uint32_t x, std::uint32_t y) {
+    const auto byte = [](std::uint32_t v, int i) { return static_cast<std::int8_t>(v >> (8 * i) & 0xff); };
+    for (int i = 0; i < 4; ++i) sum += byte(x, i) * byte(y, i);
+  });
 }
 
 #endif

@@ -14,6 +14,10 @@ enum class Element { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
 
 constexpr int element_bytes(Element element) { return element == Element::kFloat32 ? 4 : 2; }
 
+// Whether an architecture, major * 10 + minor, multiplies bits by tensor cores. Later ones emulate that by int8
+// products, eight for one: there binary activations are multiplied as int8 from the start.
+constexpr bool has_bit_products(int capability) { return capability < 100; }
+
 struct CudaParams {
   ConvParams conv;  // threads means nothing here
   Element element = Element::kFloat32;

@@ -19,7 +19,8 @@ std::int64_t product_scratch_bytes(const CudaParams& params, const CudaOperands&
 }
 
 cudaError_t launch_product(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream) {
-  if (params.conv.activations == Activations::kBinary) return launch_product_bits(params, operands, stream);
+  if (multiplies_bits(params)) return launch_product_bits(params, operands, stream);
+  if (is_binary(params)) return launch_product_int8(params, operands, stream);
   if (runs_wgmma(params)) return launch_product_wgmma(params, operands, stream);
   if (params.element == Element::kFloat32) return launch_product_floats(params, operands, stream);
   return launch_product_halves(params, operands, stream);

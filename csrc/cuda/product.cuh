@@ -17,7 +17,9 @@
 // another pipe; x is read by 8 loads of 512 bytes a warp, 128 clocks for the four. So the tensor cores are the bound;
 // the second-level cache gives 8 KiB a step, 16 bytes a clock and multiprocessor. Bits: 0.5 to 0.54 products a clock,
 // 128 x 128 x 512 in 490 clocks, which reads 16 KiB twice, 256 clocks: tensor cores again, and with float activations
-// around it the device's memory. None of this is measured yet.
+// around it the device's memory. Int8, as on an H100 (4096 multiply-adds a clock, 62 % of them by mma.sync): a step of
+// 128 x 128 x 64 takes 413 clocks, in which the signs take three operations a register, two of one pipe (128 clocks)
+// and one of another (64), and x is read as halves are. None of this is measured yet.
 //
 // The small tile, 32 outputs x 16 pixels, is for calls that the large one would leave most of the device idle in: its
 // four warps take every fourth step each, and their sums are added in the order of the warps. So the order of
@@ -63,14 +65,30 @@ struct ProductTile {
   static_assert(kSteps % kWarpsK == 0 && kM % 2 == 0 && kN % 2 == 0);
 };
 
-// Halves: x is kParts 16-bit numbers that are added up, of type T, in the order low, middle, high.
+// Numbers: x is kParts halves of type T that are added up, in the order low, middle, high; or one int8, summed in
+// int32, where binary activations are -1, 0 and +1 and padding is 0, exact without anything else.
 template <class T, int kParts>
-struct HalvesKind {
-  using Half = T;
-  using Sum = float;
-  static constexpr std::uint32_t kOnes = std::is_same<T, __half>::value ? 0x3c003c00u : 0x3f803f80u;  // two of +1
+struct NumbersKind {
+  using Number = T;
+  static constexpr int kNumberBytes = sizeof(T);
+  using Sum = std::conditional_t<kNumberBytes == 1, std::int32_t, float>;
   static constexpr bool kIsBits = false;
   static constexpr int kPlanes = kParts, kPieceBytes = 16;
+  static constexpr int kSignsM = kNumberBytes;  // sixteens of outputs whose signs are in one word
+  static constexpr std::uint32_t kOnes =        // a register of +1
+      kNumberBytes == 1                ? 0x01010101u
+      : std::is_same<T, __half>::value ? 0x3c003c00u
+                                       : 0x3f803f80u;
+
+  // A register of +-1 of a word of signs, for the bit of its first number (product_weight.h).
+  static SUBBIT_DEVICE std::uint32_t ones(std::uint32_t signs, int bit) {
+    if constexpr (kNumberBytes == 1) {
+      return (signs >> bit & 0x01010101u) * 0xfeu + kOnes;
+    } else {
+      return with_signs(kOnes, signs << (15 - bit));
+    }
+  }
+
   // One part is one chain of additions in the tensor core. Three are added up stage by stage: the small parts first,
   // into a sum of their own that begins at 0, which is then added, rounded to nearest. So the tensor core's roundings,
   // of at most one unit in the last place (2^-23) and perhaps always towards 0, are of partial sums of a stage. With
@@ -87,6 +105,7 @@ struct BitsKind {
   using Sum = std::int32_t;
   static constexpr bool kIsBits = true;
   static constexpr int kPlanes = kPlanes_, kPieceBytes = 8;
+  static constexpr int kSignsM = 1;  // not used: signs go through shared memory
   static constexpr bool kSumsStages = false;
 };
 
@@ -134,8 +153,9 @@ struct Product {
   };
 
   using Sums = Sum[Tile::kM][Tile::kN][4];
-  // The signs of halves of a stage that this warp takes.
-  using Signs = std::uint32_t[kWarpSteps][Tile::kM / 2];
+  // The signs of numbers of a stage that this warp takes.
+  static constexpr int kSignsM = Kind::kSignsM, kSignWords = Tile::kM / kSignsM;
+  using Signs = std::uint32_t[kWarpSteps][kSignWords];
 
   static SUBBIT_DEVICE Place place() {
     const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpLanes, lane = thread % kWarpLanes;
@@ -180,10 +200,10 @@ struct Product {
         SUBBIT_UNROLL
         for (int i = 0; i < kWarpSteps; ++i) {
           SUBBIT_UNROLL
-          for (int j = 0; j < Tile::kM / 2; ++j) signs[i][j] = next_signs[i][j];
+          for (int j = 0; j < kSignWords; ++j) signs[i][j] = next_signs[i][j];
         }
         if (s + 1 < stages) load_signs(a, next_signs, s + 1, group, first_output, at);
-        multiply_halves(shared.stages[s % Tile::kStages], sums, signs, at);
+        multiply_numbers(shared.stages[s % Tile::kStages], sums, signs, at);
       }
     }
     if constexpr (Kind::kIsBits) share_set_bits(shared, set_bits, at);
@@ -263,12 +283,12 @@ struct Product {
                                        std::int64_t first_output, const Place& at) {
     if constexpr (!Kind::kIsBits) {
       const auto* weight = static_cast<const std::uint32_t*>(a.operands.prepared_weight);
-      const std::int64_t first_block = first_output / kHalvesOutputs + at.m * (Tile::kM / 2);
+      const std::int64_t first_block = first_output / (kFragmentOutputs * kSignsM) + at.m * kSignWords;
       SUBBIT_UNROLL
       for (int i = 0; i < kWarpSteps; ++i) {
         const std::int64_t step = std::int64_t{s} * Tile::kSteps + i * Tile::kWarpsK + at.k;
         SUBBIT_UNROLL
-        for (int j = 0; j < Tile::kM / 2; ++j) {
+        for (int j = 0; j < kSignWords; ++j) {
           const std::int64_t block = first_block + j;
           const bool valid = block < a.weight.blocks && step < a.weight.steps;
           signs[i][j] = valid ? __ldg(weight + (group * a.weight.blocks + block) * a.weight.block_words +
@@ -346,13 +366,8 @@ struct Product {
     }
   }
 
-  // Two halves of +-1: of bits `bit` and `bit` + 16, which become their signs.
-  static SUBBIT_DEVICE std::uint32_t ones(std::uint32_t signs, int bit) {
-    return with_signs(Kind::kOnes, signs << (15 - bit));
-  }
-
-  static SUBBIT_DEVICE void multiply_halves(const unsigned char* stage, Sums& sums, const Signs& signs,
-                                            const Place& at) {
+  static SUBBIT_DEVICE void multiply_numbers(const unsigned char* stage, Sums& sums, const Signs& signs,
+                                             const Place& at) {
     Sums of_stage = {};
     Sums& into = Kind::kSumsStages ? of_stage : sums;
     SUBBIT_UNROLL
@@ -366,10 +381,12 @@ struct Product {
           for (int m = 0; m < Tile::kM; ++m) {
             FragmentA w;
             SUBBIT_UNROLL
-            for (int r = 0; r < 4; ++r) w.r[r] = ones(signs[i][m / 2], m % 2 * 8 + product * 4 + r);
+            for (int r = 0; r < 4; ++r) {
+              w.r[r] = Kind::ones(signs[i][m / kSignsM], m % kSignsM * 8 + product * 4 + r);
+            }
             SUBBIT_UNROLL
             for (int n = 0; n < Tile::kN; ++n) {
-              mma(into[m][n], w, fragment(pieces.of_pixels[n], product), typename Kind::Half{});
+              mma(into[m][n], w, fragment(pieces.of_pixels[n], product), typename Kind::Number{});
             }
           }
         }
@@ -458,7 +475,7 @@ struct Product {
       if constexpr (Kind::kIsBits) {
         return sum_of_bits(a, shared, all, pixel_of(row), output);
       } else {
-        return all;
+        return static_cast<float>(all);
       }
     };
     Epilogue::template finish<kRoundPixels>(

@@ -11,7 +11,7 @@ namespace subbit {
 bool can_run_product(const CudaParams& params);
 
 // Bytes of a prepared weight. They, and what is in them, depend on the unit, the number of codewords, channels,
-// outputs, groups and whether activations are binary; not on element, sizes or strides.
+// outputs, groups, whether activations are binary, and then on has_bit_products; not on element, sizes or strides.
 std::int64_t product_weight_bytes(const CudaParams& params);
 
 // Makes the prepared weight, 16-byte aligned, of packed indices and a codebook as CudaOperands has them.
@@ -26,6 +26,8 @@ cudaError_t launch_product(const CudaParams& params, const CudaOperands& operand
 
 // The same for one kind of activations, and for floats that Hopper's wgmma takes; each in a file of its own.
 cudaError_t launch_product_bits(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
+// cudaErrorNotSupported on architectures before the last of the build.
+cudaError_t launch_product_int8(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
 cudaError_t launch_product_halves(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
 cudaError_t launch_product_floats(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
 cudaError_t launch_product_wgmma(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);

@@ -9,7 +9,7 @@ namespace subbit {
 using FloatsTile = ProductTile<4, 4, 2, 2, 1, 2, 3>;
 
 inline Status run_product_floats(const CudaParams& params, const CudaOperands& operands, Stream stream) {
-  return run_product<HalvesKind<__nv_bfloat16, 3>, FloatsTile, SmallTile>(params, operands, stream);
+  return run_product<NumbersKind<__nv_bfloat16, 3>, FloatsTile, SmallTile>(params, operands, stream);
 }
 
 }  // namespace subbit

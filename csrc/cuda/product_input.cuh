@@ -6,13 +6,14 @@
 #include "cuda/arrange.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/product_run.cuh"
+#include "cuda/sign_bytes.cuh"
 
 namespace subbit {
 
 Status start_input(const CudaParams& params, const CudaOperands& operands, Stream stream, ProductInput& input) {
   const ConvParams& conv = params.conv;
   const std::int64_t group = group_bytes(params);
-  input.tap_pieces = static_cast<std::uint32_t>(is_binary(params) ? group / 8 : group / 16);
+  input.tap_pieces = static_cast<std::uint32_t>(group / (multiplies_bits(params) ? 8 : kPieceBytes));
   input.group = group;
   if (reads_in_place(params, operands)) {
     if (is_binary(params)) {
@@ -35,6 +36,18 @@ Status start_input(const CudaParams& params, const CudaOperands& operands, Strea
   input.w = conv.groups * group;
   input.h = conv.width * input.w;
   input.n = conv.height * input.h;
+  if (is_binary(params) && !has_bit_products(params.capability)) {
+    SignBytesArgs args{};
+    args.batch = conv.batch, args.height = conv.height, args.width = conv.width;
+    args.groups = conv.groups, args.group_channels = group_channels_of(params);
+    args.x = operands.x, args.element = params.element;
+    args.x_n = conv.x_n, args.x_c = conv.x_c, args.x_h = conv.x_h, args.x_w = conv.x_w;
+    args.sign_zero = conv.sign_zero;
+    args.plus = reinterpret_cast<const std::uint32_t*>(operands.x_plus);
+    args.nonzero = reinterpret_cast<const std::uint32_t*>(operands.x_nonzero);
+    args.bytes = reinterpret_cast<uint4*>(scratch);
+    return start_sign_bytes(args, stream);
+  }
   if (is_binary(params) && conv.x_is_packed) {
     return start_regroup(
         {input_pixels(params),

@@ -9,18 +9,19 @@ namespace subbit {
 
 constexpr std::int64_t kCopyBytes = 16;  // what asynchronous copies are aligned to
 
-constexpr bool is_binary(const CudaParams& params) { return params.conv.activations == Activations::kBinary; }
 constexpr std::int64_t group_channels_of(const CudaParams& params) {
   return params.conv.in_channels / params.conv.groups;
 }
 
 // Whether x is read where it is: words whose groups begin at whole words, or 16-bit numbers with channels side by side
-// and pieces of 16 bytes that are aligned and whole.
+// and pieces of 16 bytes that are aligned and whole. Nobody gives signs as bytes.
 inline bool reads_in_place(const CudaParams& params, const CudaOperands& operands) {
   const ConvParams& conv = params.conv;
-  if (is_binary(params))
-    return conv.x_is_packed && (conv.groups == 1 || group_channels_of(params) % kWordChannels == 0);
-  const auto whole = [](std::int64_t elements) { return elements % kPieceChannels == 0; };
+  if (is_binary(params)) {
+    return has_bit_products(params.capability) && conv.x_is_packed &&
+           (conv.groups == 1 || group_channels_of(params) % kWordChannels == 0);
+  }
+  const auto whole = [](std::int64_t elements) { return elements * 2 % kPieceBytes == 0; };
   return params.element != Element::kFloat32 && conv.x_c == 1 && whole(group_channels_of(params)) && whole(conv.x_n) &&
          whole(conv.x_h) && whole(conv.x_w) && reinterpret_cast<std::uintptr_t>(operands.x) % kCopyBytes == 0;
 }
@@ -31,12 +32,12 @@ inline std::int64_t input_pixels(const CudaParams& params) {
 
 // Planes of x as the kernel reads it, and the bytes of one of a pixel.
 inline int input_planes(const CudaParams& params, const CudaOperands& operands) {
-  if (!is_binary(params)) return params.element == Element::kFloat32 ? 3 : 1;
-  return params.conv.x_is_packed && operands.x_nonzero == nullptr ? 1 : 2;
+  if (multiplies_bits(params)) return params.conv.x_is_packed && operands.x_nonzero == nullptr ? 1 : 2;
+  return !is_binary(params) && params.element == Element::kFloat32 ? 3 : 1;
 }
 inline std::int64_t group_bytes(const CudaParams& params) {
-  if (is_binary(params)) return ceil_div(group_channels_of(params), kWordChannels) * 8;
-  return ceil_div(group_channels_of(params), kPieceChannels) * 16;
+  if (multiplies_bits(params)) return ceil_div(group_channels_of(params), kWordChannels) * 8;
+  return round_up(group_channels_of(params) * number_bytes(params), kPieceBytes);
 }
 inline std::int64_t plane_bytes(const CudaParams& params) {
   const std::int64_t bytes =

@@ -27,17 +27,18 @@ SUBBIT_DEVICE bool weight_is_plus(const ProductWeightArgs& a, std::int64_t outpu
   return (a.codebook[index] >> of_codeword & 1) != 0;
 }
 
-SUBBIT_DEVICE std::uint32_t word_of_halves(const ProductWeightArgs& a, std::int64_t group, std::int64_t block,
-                                           std::uint32_t step, int lane) {
+template <int kNumberBytes>
+SUBBIT_DEVICE std::uint32_t word_of_numbers(const ProductWeightArgs& a, std::int64_t group, std::int64_t block,
+                                            std::uint32_t step, int lane) {
   const ProductWeightShape& s = a.shape;
   const std::uint32_t tap_steps = static_cast<std::uint32_t>(s.tap_slots) / 4;
-  const std::int64_t first = std::int64_t{step % tap_steps} * kStepHalves;
+  const std::int64_t first = std::int64_t{step % tap_steps} * (kStepBytes / kNumberBytes);
   const int tap = static_cast<int>(step / tap_steps);
   std::uint32_t word = 0;
   for (int bit = 0; bit < 32; ++bit) {
-    const int e = bit / 16, h = bit / 8 % 2, product = bit / 4 % 2, r = bit % 4;
-    const std::int64_t output = block * kHalvesOutputs + h * kFragmentOutputs + r % 2 * 8 + lane / 4;
-    const std::int64_t channel = first + lane % 4 * 8 + product * 4 + r / 2 * 2 + e;
+    const int e = bit / (8 * kNumberBytes), h = bit / 8 % kNumberBytes, product = bit / 4 % 2, r = bit % 4;
+    const std::int64_t output = block * signs_outputs(kNumberBytes) + h * kFragmentOutputs + r % 2 * 8 + lane / 4;
+    const std::int64_t channel = first + (lane % 4 * kPieceBytes + product * 8 + r / 2 * 4) / kNumberBytes + e;
     if (output >= s.group_outputs || channel >= s.group_channels) continue;
     word |= std::uint32_t{!weight_is_plus(a, group * s.group_outputs + output, channel, tap)} << bit;
   }
@@ -91,7 +92,9 @@ struct PrepareProductWeight {
         a.words[i] = word_of_bits(a, group, block, product / 2, static_cast<int>(product % 2), lane, r);
       } else {
         const int lane = static_cast<int>(in_block % kWarpLanes);
-        a.words[i] = word_of_halves(a, group, block, in_block / kWarpLanes, lane);
+        const std::uint32_t step = in_block / kWarpLanes;
+        a.words[i] = s.number_bytes == 1 ? word_of_numbers<1>(a, group, block, step, lane)
+                                         : word_of_numbers<2>(a, group, block, step, lane);
       }
     }
   }

@@ -6,16 +6,20 @@
 // channels, which the second-level cache holds. Saved and shipped are the indices alone; this is made from them, by the
 // device, once for each weight.
 //
+// What is multiplied are bits, or *numbers* of B bytes: halves (B = 2), or int8 (B = 1) for binary activations on
+// devices without products of bits.
+//
 // K, the numbers of one output, goes tap by tap and inside a tap by channel. A *step* is what two products of matrices
-// take: 64 bytes of a pixel, 32 halves of one tap or 512 bits, four pieces of 16 bytes, the t-th of which is lane t's
-// (t = lane % 4) slot of both products (mma.cuh). Padding bits mean nothing: they meet zeros of x.
+// take: 64 bytes of a pixel, 64 / B numbers of one tap or 512 bits, four pieces of 16 bytes, the t-th of which is lane
+// t's (t = lane % 4) slot of both products (mma.cuh). Padding bits mean nothing: they meet zeros of x.
 //
 // The weight is the left matrix of the products, so a fragment has 16 outputs, g and g + 8 in each lane.
 //
-//   halves   [group][32 outputs][step][lane] words: bit 16 e + 8 h + 4 s + r of lane (g, t) is of number e of register
-//            r in product s of the h-th sixteen outputs: output 16 h + 8 (r % 2) + g and channel 8 t + 4 s +
-//            2 (r / 2) + e of the step. 1 is -1 here, so that `word << i & 0x80008000 | 0x3c003c00` is a register of
-//            two halves of +-1.
+//   numbers  [group][16 B outputs][step][lane] words: bit 8 B e + 8 h + 4 s + r of lane (g, t) is of number e of the
+//            4 / B of register r in product s of the h-th sixteen outputs: output 16 h + 8 (r % 2) + g and channel
+//            (16 t + 8 s + 4 (r / 2)) / B + e of the step. 1 is -1 here, so that a register of +-1 is made of a word by
+//            one shift: halves are `word << i & 0x80008000 | 0x3c003c00`, int8 (word >> i & 0x01010101) * 0xfe +
+//            0x01010101, where each byte's 1 or 0 becomes 0xff or 0x01 and none carries into the next.
 //   bits     [group][16 outputs][step][product][lane][4] words: register r of lane (g, t) in product s is word 4 t +
 //            2 s + r / 2 of the step of output 8 (r % 2) + g, a channel a bit, 1 being +1. Then [output][taps + 1]
 //            counts of +1 as int32, all taps' last.
@@ -28,19 +32,28 @@
 namespace subbit {
 
 constexpr int kStepBytes = 64;
-constexpr int kPieceChannels = 8;     // halves of 16 bytes
-constexpr int kStepHalves = 32;       // channels of a step of halves
+constexpr int kPieceBytes = 16;
 constexpr int kStepWords = 8;         // 64-bit words of a step of bits
-constexpr int kHalvesOutputs = 32;    // outputs whose signs of halves are one block
 constexpr int kFragmentOutputs = 16;  // outputs of one product of matrices
 constexpr int kFragmentPixels = 8;
 constexpr int kWarpLanes = 32;
+
+// Outputs whose signs are one block, where numbers are multiplied.
+constexpr int signs_outputs(int number_bytes) { return kFragmentOutputs * number_bytes; }
+
+constexpr bool is_binary(const CudaParams& params) { return params.conv.activations == Activations::kBinary; }
+constexpr bool multiplies_bits(const CudaParams& params) {
+  return is_binary(params) && has_bit_products(params.capability);
+}
+// Of a number, where bits are not what is multiplied.
+constexpr int number_bytes(const CudaParams& params) { return is_binary(params) ? 1 : 2; }
 
 struct ProductWeightShape {
   std::int64_t groups, group_outputs, group_channels;
   int taps;
   bool is_bits;
-  std::int64_t tap_slots;  // pieces of 16 bytes (halves) or words of 64 bits (bits) of a tap, padding included
+  int number_bytes;        // of numbers
+  std::int64_t tap_slots;  // pieces of 16 bytes (numbers) or words of 64 bits (bits) of a tap, padding included
   std::int64_t steps;
   std::int64_t blocks;       // of outputs, of a group
   std::int64_t block_words;  // 32-bit words of a block of outputs
@@ -53,16 +66,17 @@ inline ProductWeightShape product_weight_shape(const CudaParams& params) {
   s.group_outputs = params.group_outputs();
   s.group_channels = conv.in_channels / conv.groups;
   s.taps = kernel_taps(conv.unit);
-  s.is_bits = conv.activations == Activations::kBinary;
+  s.is_bits = multiplies_bits(params);
+  s.number_bytes = number_bytes(params);
   if (s.is_bits) {
     s.tap_slots = ceil_div(s.group_channels, kWordChannels);
     s.steps = ceil_div(s.taps * s.tap_slots, kStepWords);
     s.blocks = ceil_div(s.group_outputs, kFragmentOutputs);
     s.block_words = s.steps * kWarpLanes * 8;
   } else {
-    s.tap_slots = ceil_div(s.group_channels, kStepHalves) * 4;
-    s.steps = s.taps * s.tap_slots / 4;
-    s.blocks = ceil_div(s.group_outputs, kHalvesOutputs);
+    s.tap_slots = ceil_div(s.group_channels * s.number_bytes, kStepBytes) * (kStepBytes / kPieceBytes);
+    s.steps = s.taps * s.tap_slots / (kStepBytes / kPieceBytes);
+    s.blocks = ceil_div(s.group_outputs, signs_outputs(s.number_bytes));
     s.block_words = s.steps * kWarpLanes;
   }
   return s;

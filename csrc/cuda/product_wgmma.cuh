@@ -24,7 +24,7 @@
 // at a barrier, adds up a stage or is in its epilogue. 128 pixels for halves and not 256, whose sums alone would be 128
 // registers.
 //
-// Sums are added up as HalvesKind says, with k = 64 numbers a stage; that wgmma rounds no worse than mma.sync is
+// Sums are added up as NumbersKind says, with k = 64 numbers a stage; that wgmma rounds no worse than mma.sync is
 // assumed.
 //
 // The stages. Copies of stage s + kAhead are started while the products of stage s go on, into the place of a stage
@@ -160,7 +160,7 @@ struct WgmmaProduct {
   static SUBBIT_DEVICE void load_signs(const ProductArgs& a, Signs& signs, int s, const TileStart& start,
                                        const Place& at) {
     const auto* weight = static_cast<const std::uint32_t*>(a.operands.prepared_weight);
-    const std::int64_t block = start.output / kHalvesOutputs + at.warp / 2;
+    const std::int64_t block = start.output / (kFragmentOutputs * Kind::kSignsM) + at.warp / 2;
     const std::int64_t words = (start.group * a.weight.blocks + block) * a.weight.block_words;
     SUBBIT_UNROLL
     for (int i = 0; i < kSteps; ++i) {
@@ -196,7 +196,7 @@ struct WgmmaProduct {
         }
         const unsigned char* x = stage + part * kPlaneBytes + slice * kSliceBytes;
         const bool adds = !Kind::kSumsStages || part > 0 || slice > 0;
-        multiply_async(into, w[slice], swizzled_descriptor(shared_address(x)), adds, typename Kind::Half{});
+        multiply_async(into, w[slice], swizzled_descriptor(shared_address(x)), adds, typename Kind::Number{});
         commit_products();
       }
     }
@@ -216,9 +216,9 @@ struct WgmmaProduct {
 };
 
 inline Status run_product_wgmma(const CudaParams& params, const CudaOperands& operands, Stream stream) {
-  using Halves = WgmmaProduct<HalvesKind<__half, 1>, WgmmaHalvesTile>;
-  using Bfloats = WgmmaProduct<HalvesKind<__nv_bfloat16, 1>, WgmmaHalvesTile>;
-  using Floats = WgmmaProduct<HalvesKind<__nv_bfloat16, 3>, WgmmaFloatsTile>;
+  using Halves = WgmmaProduct<NumbersKind<__half, 1>, WgmmaHalvesTile>;
+  using Bfloats = WgmmaProduct<NumbersKind<__nv_bfloat16, 1>, WgmmaHalvesTile>;
+  using Floats = WgmmaProduct<NumbersKind<__nv_bfloat16, 3>, WgmmaFloatsTile>;
   ProductArgs args{};
   const Status status = start_args(params, operands, stream, args);
   if (status != kStarted) return status;

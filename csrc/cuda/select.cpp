@@ -22,7 +22,7 @@ struct Rates {
   double half_macs;        // fp16 or bf16 multiply-adds, float32 sums, at the tensor cores' best
   double half_mma_macs;    // the same by mma.sync
   double half_large_macs;  // the same in the product's large tile
-  double bit_macs;         // one-bit multiply-adds by mma.sync
+  double sign_macs;        // multiply-adds of signs by mma.sync: of one bit, or where has_bit_products is not, int8
   int shared_kib;          // shared memory; a block may have all but one
 };
 constexpr Rates kRates[] = {
@@ -30,8 +30,10 @@ constexpr Rates kRates[] = {
     {86, 1.695, 600, 128, 512, 512, 512, 4096, 100},       // A10: 125 TFLOP/s fp16
     {89, 2.52, 864, 128, 512, 512, 512, 4096, 100},        // L40S: 362 TFLOP/s fp16
     {90, 1.755, 3350, 128, 2048, 1270, 2048, 17700, 228},  // H100: 4096 FLOP; mma.sync 62 % of that; 0.54 BMMA a clock
-    {100, 1.755, 3350, 128, 2048, 1270, 1270, 4096, 228},  // as the last without wgmma; one-bit products by int8's
-    {120, 2.4, 1792, 128, 512, 512, 512, 1024, 100},       // RTX PRO 6000: 503 TFLOP/s fp16; emulated too
+    {100, 1.755, 3350, 128, 2048, 1270, 1270, 2540, 228},  // B200: without wgmma; int8 twice fp16, 62 % assumed too
+    {103, 1.755, 3350, 128, 2048, 1270, 1270, 256, 228},   // B300: as the last, but int8 150 Top/s, 148 multiprocessors
+    {110, 1.755, 3350, 128, 2048, 1270, 1270, 2540, 228},  // no data sheet read: assumed to be as sm_100
+    {120, 2.4, 1792, 128, 512, 512, 512, 1024, 100},       // RTX PRO 6000: 503 TFLOP/s fp16, 1007 Top/s int8
 };
 
 const Rates& rates_of(int capability) {
@@ -53,6 +55,7 @@ constexpr double kSparseRate = 2;         // of mma.sync's: the data sheets'; by
 constexpr int kFloat32Passes = 3;         // a float32 is three bf16 parts
 constexpr std::int64_t kBitsDepth = 256;  // of a one-bit mma: shorter sums are padded to it
 constexpr std::int64_t kHalfDepth = 16;   // of an fp16 or bf16 one
+constexpr std::int64_t kByteDepth = 64;   // a step of int8, which is of one tap
 
 // What a block computes, and how much of the multiprocessor's best it gets.
 struct Tile {
@@ -91,6 +94,9 @@ class Model {
   double channels() const { return number(p_.units * unit_channels(p_.unit)); }
   double inputs() const { return number(p_.batch) * number(p_.groups) * channels() * number(p_.input_pixels); }
   double outputs() const { return number(p_.batch) * number(p_.groups) * number(p_.outputs) * number(p_.pixels); }
+
+  // Whether signs are multiplied as bits; else as bytes, zeros or not.
+  bool has_bits() const { return has_bit_products(gpu_.capability); }
 
   static constexpr double kPackedBytes = 0.25;  // of a packed activation that may be 0
 
@@ -150,15 +156,21 @@ class Model {
     return pass(0) + std::max(cycles / (rates_.gigahertz * 1e3 * kOurs), streamed(input_bytes() + output_bytes()));
   }
 
-  // Signs are packed, and floats brought into 16-bit parts, by a kernel before the product's.
+  // Signs are packed or made bytes, and floats brought into 16-bit parts, by a kernel before the product's.
   double product() const {
     const std::int64_t taps = p_.units * unit_taps(p_.unit);
+    if (is_binary() && !has_bits()) {
+      const double bytes = inputs();
+      const double depth = number(kernel_taps(p_.unit) * round_up(p_.units * unit_channels(p_.unit), kByteDepth));
+      return pass(input_bytes() + bytes) + pass(0) +
+             std::max(multiply(product_tile(false), depth, rates_.sign_macs * kOurs), streamed(bytes + output_bytes()));
+    }
     if (is_binary()) {
       const double packed = inputs() * kPackedBytes;
       const double depth = number(round_up(taps, kBitsDepth)) * (p_.has_zeros ? 2 : 1);
       const double before = p_.packed_input ? 0 : pass(input_bytes() + packed);
       return before + pass(0) +
-             std::max(multiply(product_tile(p_.has_zeros), depth, rates_.bit_macs * kOurs),
+             std::max(multiply(product_tile(p_.has_zeros), depth, rates_.sign_macs * kOurs),
                       streamed(packed + output_bytes()));
     }
     const double depth = number(round_up(taps, kHalfDepth)) * parts();

@@ -11,9 +11,9 @@
 // which is a column of B, has 128 bytes, 64 numbers along K; eight rows are 1024 bytes, aligned to as many, and the
 // next eight follow. Row r's 16 bytes number p lie where those of number p ^ r % 8 would. A descriptor names the
 // address (by 16 bytes, 18 bits of it), the distance of one eight rows from the next (1024 bytes, by 16) and the
-// swizzle (1 in the two highest bits); the other stride is not used for this layout. The swizzle is of the address'
-// bits, 4 to 6 by 7 to 9, so 16 numbers further along K are 32 bytes further in the address; that they are is in no
-// sentence of the ISA but is what public kernels rely on.
+// swizzle (1 in the two highest bits); the other stride is not used for this layout and said to be taken as 1. The
+// swizzle is of the address' bits, 4 to 6 by 7 to 9, so 16 numbers further along K are 32 bytes further in the address;
+// that they are is in no sentence of the ISA but is what public kernels rely on.
 //
 // Order ("Async Proxy", "wgmma.fence"): the products read shared memory by the asynchronous proxy, so who wrote it
 // fences, then comes a barrier, then the product. A fence of registers comes before the first product and between
@@ -48,8 +48,9 @@ SUBBIT_HOST_DEVICE int swizzled(int row, int piece) {
 
 // `start` is an address in shared memory.
 SUBBIT_HOST_DEVICE std::uint64_t swizzled_descriptor(std::uint32_t start) {
-  constexpr std::uint64_t kStride = std::uint64_t{kSwizzleAlignment / 16} << 32, kSwizzle = std::uint64_t{1} << 62;
-  return (start & 0x3ffffu) >> 4 | kStride | kSwizzle;
+  constexpr std::uint64_t kUnused = std::uint64_t{1} << 16, kSwizzle = std::uint64_t{1} << 62;
+  constexpr std::uint64_t kStride = std::uint64_t{kSwizzleAlignment / 16} << 32;
+  return (start & 0x3ffffu) >> 4 | kUnused | kStride | kSwizzle;
 }
 
 #if defined(__CUDACC__)

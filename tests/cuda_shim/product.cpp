@@ -6,6 +6,7 @@
 #include "cuda/product_float.cuh"
 #include "cuda/product_half.cuh"
 #include "cuda/product_input.cuh"
+#include "cuda/product_int8.cuh"
 #include "cuda/product_weight.cuh"
 #include "cuda/product_wgmma.cuh"
 
@@ -26,18 +27,20 @@ Status run(TileChoice tile, const CudaParams& params, const CudaOperands& operan
     return run_product_wgmma(params, operands, {});
   }
   if (is_binary(params)) {
+    if (!has_bit_products(params.capability))
+      return run_with<NumbersKind<std::int8_t, 1>, BytesTile>(tile, params, operands);
     if (input_planes(params, operands) == 1) return run_with<BitsKind<1>, BitsTile>(tile, params, operands);
     return run_with<BitsKind<2>, PlanesTile>(tile, params, operands);
   }
   switch (params.element) {
     case Element::kFloat32:
-      return run_with<HalvesKind<__nv_bfloat16, 3>, FloatsTile>(tile, params, operands);
+      return run_with<NumbersKind<__nv_bfloat16, 3>, FloatsTile>(tile, params, operands);
     case Element::kFloat16:
-      return run_with<HalvesKind<__half, 1>, HalvesTile>(tile, params, operands);
+      return run_with<NumbersKind<__half, 1>, HalvesTile>(tile, params, operands);
     case Element::kBfloat16:
       break;
   }
-  return run_with<HalvesKind<__nv_bfloat16, 1>, HalvesTile>(tile, params, operands);
+  return run_with<NumbersKind<__nv_bfloat16, 1>, HalvesTile>(tile, params, operands);
 }
 
 }  // namespace
@@ -118,6 +121,27 @@ void mma_halves(const std::uint16_t* a, const std::uint16_t* b, float* d, int is
     const auto at = [&](unsigned i) { return (i < 2 ? g : g + 8) * 8 + t * 2 + (i & 1); };
     for (unsigned i = 0; i < 4; ++i) sums[i] = d[at(i)];
     is_bfloat16 ? mma(sums, fa, fb, __nv_bfloat16{}) : mma(sums, fa, fb, __half{});
+    for (unsigned i = 0; i < 4; ++i) d[at(i)] = sums[i];
+  });
+}
+
+// The same of int8: a (16, 32), b (32, 8) by columns.
+void mma_bytes(const std::int8_t* a, const std::int8_t* b, std::int32_t* d) {
+  run_mma([&](unsigned g, unsigned t) {
+    FragmentA fa{};
+    FragmentB fb{};
+    const auto bits = [](std::int8_t v) { return std::uint32_t{static_cast<std::uint8_t>(v)}; };
+    for (unsigned i = 0; i < 16; ++i) {
+      const unsigned row = i < 4 || (i >= 8 && i < 12) ? g : g + 8, column = t * 4 + (i & 3) + (i >= 8 ? 16 : 0);
+      fa.r[i / 4] |= bits(a[row * 32 + column]) << (i % 4 * 8);
+    }
+    for (unsigned i = 0; i < 8; ++i) {
+      fb.r[i / 4] |= bits(b[g * 32 + t * 4 + (i & 3) + (i >= 4 ? 16 : 0)]) << (i % 4 * 8);
+    }
+    std::int32_t sums[4];
+    const auto at = [&](unsigned i) { return (i < 2 ? g : g + 8) * 8 + t * 2 + (i & 1); };
+    for (unsigned i = 0; i < 4; ++i) sums[i] = d[at(i)];
+    mma(sums, fa, fb, std::int8_t{});
     for (unsigned i = 0; i < 4; ++i) d[at(i)] = sums[i];
   });
 }
