@@ -60,7 +60,7 @@ lint: $(VENV)/bench.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(CPP) $(wildcard benchmarks/*.cpp benchmarks/*.cu)
+	$(BIN)/clang-format --dry-run --Werror $(CPP) $(wildcard benchmarks/*.cpp benchmarks/*.cu tests/cuda_shim/*.cpp tests/cuda_shim/*.h)
 
 # Python itself is not sanitized, so the runtime is loaded first (libstdc++ with it, for exceptions), and what Python
 # leaves allocated at exit does not count.
