@@ -31,58 +31,50 @@ __global__ void load_shared(std::uint32_t* out) {
   if (sum != 0) *out = sum;
 }
 
-__global__ void multiply_halves(std::uint32_t* out) {
-  float d[kChains][4] = {};
-  const std::uint32_t zero = *out;
-  for (int i = 0; i < kRounds; i += kChains) {
-#pragma unroll
-    for (auto& c : d) {
-      asm volatile(
-          "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %4, %4, %4}, {%4, %4}, "
-          "{%0, %1, %2, %3};"
-          : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-          : "r"(zero));
-    }
+struct Halves {
+  using Sum = float;
+  static __device__ void multiply(Sum (&d)[4], std::uint32_t zero) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %4, %4, %4}, {%4, %4}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(zero));
   }
-  float sum = 0;
-  for (auto& c : d) sum += c[0] + c[1] + c[2] + c[3];
-  if (sum != 0) *out = 1;
-}
+};
 
 // Half of the left matrix is zeros that are left out; 0x44444444 keeps the first two of each four.
-__global__ void multiply_sparse_halves(std::uint32_t* out) {
-  float d[kChains][4] = {};
-  const std::uint32_t zero = *out;
-  for (int i = 0; i < kRounds; i += kChains) {
-#pragma unroll
-    for (auto& c : d) {
-      asm volatile(
-          "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %4, %4, %4}, "
-          "{%4, %4, %4, %4}, {%0, %1, %2, %3}, %5, 0;"
-          : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-          : "r"(zero), "r"(0x44444444u));
-    }
+struct SparseHalves {
+  using Sum = float;
+  static __device__ void multiply(Sum (&d)[4], std::uint32_t zero) {
+    asm volatile(
+        "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %4, %4, %4}, "
+        "{%4, %4, %4, %4}, {%0, %1, %2, %3}, %5, 0;"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(zero), "r"(0x44444444u));
   }
-  float sum = 0;
-  for (auto& c : d) sum += c[0] + c[1] + c[2] + c[3];
-  if (sum != 0) *out = 1;
-}
+};
 
-__global__ void multiply_bits(std::uint32_t* out) {
-  std::int32_t d[kChains][4] = {};
+struct Bits {
+  using Sum = std::int32_t;
+  static __device__ void multiply(Sum (&d)[4], std::uint32_t zero) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %4, %4, %4}, {%4, %4}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(zero));
+  }
+};
+
+template <class Product>
+__global__ void multiply(std::uint32_t* out) {
+  typename Product::Sum d[kChains][4] = {};
   const std::uint32_t zero = *out;
   for (int i = 0; i < kRounds; i += kChains) {
 #pragma unroll
-    for (auto& c : d) {
-      asm volatile(
-          "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %4, %4, %4}, {%4, %4}, "
-          "{%0, %1, %2, %3};"
-          : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-          : "r"(zero));
-    }
+    for (auto& chain : d) Product::multiply(chain, zero);
   }
-  std::int32_t sum = 0;
-  for (auto& c : d) sum += c[0] + c[1] + c[2] + c[3];
+  typename Product::Sum sum = 0;
+  for (auto& chain : d) sum += chain[0] + chain[1] + chain[2] + chain[3];
   if (sum != 0) *out = 1;
 }
 
@@ -121,8 +113,8 @@ int main() {
   expect(cudaMalloc(&out, sizeof *out));
   expect(cudaMemset(out, 0, sizeof *out));
   measure("shared_bytes", load_shared, 512, multiprocessors * 8, out);
-  measure("half_mma_macs", multiply_halves, 16 * 8 * 16, multiprocessors * 8, out);
-  measure("sparse_half_mma_macs", multiply_sparse_halves, 16 * 8 * 32, multiprocessors * 8, out);  // zeros counted
-  measure("bit_mma_macs", multiply_bits, 16 * 8 * 256, multiprocessors * 8, out);
+  measure("half_mma_macs", multiply<Halves>, 16 * 8 * 16, multiprocessors * 8, out);
+  measure("sparse_half_mma_macs", multiply<SparseHalves>, 16 * 8 * 32, multiprocessors * 8, out);  // zeros counted
+  measure("bit_mma_macs", multiply<Bits>, 16 * 8 * 256, multiprocessors * 8, out);
   return 0;
 }

@@ -121,4 +121,11 @@ inline void mma(std::int32_t (&d)[4], const FragmentA& a, const FragmentB& b, st
 
 #endif
 
+// Writes D to [column][row], its first column and row at these; by lane (g, t).
+template <class Sum, int kRows>
+SUBBIT_DEVICE void share_fragment(Sum (*to)[kRows], int column, int row, int g, int t, const Sum (&d)[4]) {
+  SUBBIT_UNROLL
+  for (int i = 0; i < 4; ++i) to[column + 2 * t + i % 2][row + g + i / 2 * 8] = d[i];
+}
+
 }  // namespace subbit

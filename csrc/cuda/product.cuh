@@ -440,12 +440,8 @@ struct Product {
     for (int m = 0; m < Tile::kM; ++m) {
       SUBBIT_UNROLL
       for (int n = 0; n < kRoundN; ++n) {
-        SUBBIT_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int pixel = (at.n * kRoundN + n) * kFragmentPixels + 2 * at.t + i % 2;
-          const int output = (at.m * Tile::kM + m) * kFragmentOutputs + at.g + i / 2 * 8;
-          shared.sums[at.k][pixel][output] = sums[m][round * kRoundN + n][i];
-        }
+        share_fragment(shared.sums[at.k], (at.n * kRoundN + n) * kFragmentPixels,
+                       (at.m * Tile::kM + m) * kFragmentOutputs, at.g, at.t, sums[m][round * kRoundN + n]);
       }
     }
   }

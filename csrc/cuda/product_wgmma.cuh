@@ -205,12 +205,8 @@ struct WgmmaProduct {
   static SUBBIT_DEVICE void share_sums(Shared& shared, const Sums& sums, int round, const Place& at) {
     SUBBIT_UNROLL
     for (int n = 0; n < kRoundFragments; ++n) {
-      SUBBIT_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int pixel = n * kFragmentPixels + 2 * at.t + i % 2;
-        const int output = at.warp * kFragmentOutputs + at.g + i / 2 * 8;
-        shared.sums[pixel][output] = sums[round * kRoundFragments + n][i];
-      }
+      share_fragment(shared.sums, n * kFragmentPixels, at.warp * kFragmentOutputs, at.g, at.t,
+                     sums[round * kRoundFragments + n]);
     }
   }
 };

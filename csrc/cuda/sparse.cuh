@@ -447,12 +447,8 @@ struct Sparse {
     for (int m = 0; m < Tile::kM; ++m) {
       SUBBIT_UNROLL
       for (int n = 0; n < kRoundN; ++n) {
-        SUBBIT_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int pixel = (at.n * kRoundN + n) * kFragmentPixels + 2 * at.t + i % 2;
-          const int output = (at.m * Tile::kM + m) * kFragmentOutputs + at.g + i / 2 * 8;
-          shared[pixel][output] = sums[m][round * kRoundN + n][i];
-        }
+        share_fragment(shared, (at.n * kRoundN + n) * kFragmentPixels, (at.m * Tile::kM + m) * kFragmentOutputs, at.g,
+                       at.t, sums[m][round * kRoundN + n]);
       }
     }
   }
