@@ -42,6 +42,7 @@ from gpu_tables import (
     of_bars,
     of_rates,
     of_totals,
+    plans_for,
 )
 from layers import RESNET18, Layer
 from machine import ROOT, output_of
@@ -53,8 +54,6 @@ from timing import Sample
 
 OUT = Path("out/bench-cuda")
 BATCHES = (1, 32, 256)
-PLANS = ("sharing", "product", "sparse", "dense")
-MOST_SPARSE_TAU = 3
 ROUNDS, QUICK_ROUNDS = 15, 3
 HOT_CALLS = 10  # of a graph that is replayed hot
 SPACER = 256 << 20  # bytes: more than any second-level cache, and 0.1 ms of writing in which launches queue up
@@ -179,8 +178,7 @@ def contenders(work: Work, notes: list[str]) -> Iterator[Contender]:
     """Everybody, one after the other; peers that this torch does not have are noted."""
     exact, half = work.exact(work.x), work.half
     of_half = exact.half()
-    plans = [plan for plan in PLANS if plan != "sparse" or work.tau <= MOST_SPARSE_TAU]
-    for plan in (*plans, ""):
+    for plan in (*plans_for(work.tau, binary=False), ""):
         yield by_plan(plan, work, work.x, exact, F32)
         yield by_plan(plan, work, half, of_half, F16)
     signs = work.exact(work.x.sign())
@@ -296,7 +294,8 @@ def _chosen(work: Work, kind: str) -> str:
         binary=False, has_zeros=True, is_channels_last=kind == F16, packed_input=False, float_output=True,
         packed_output=False, is_bare=False,
     )  # fmt: skip
-    return _cuda_plan.candidates(shape, work.weight.units, work.weight.codewords, work.weight.unit)[0].plan
+    weight, routes = work.weight, plans_for(work.tau, binary=False)
+    return _cuda_plan.candidates(shape, weight.units, weight.codewords, weight.unit, routes)[0].plan
 
 
 def rates(notes: list[str]) -> dict[str, float]:

@@ -7,15 +7,14 @@ for each layer. It is arithmetic (csrc/cuda/select.cpp), not measured.
 from dataclasses import dataclass
 from typing import Any
 
+from gpu_tables import PLANS, plans_for
 from grid import Grid
 from layers import RESNET18, Layer
 from subbit_infer import _native
 
 H100: dict[str, Any] = {"capability": 90, "multiprocessors": 132}
 BATCH = 256
-PLANS = ("sharing", "product", "sparse", "dense")
 FLOAT32, FLOAT16 = range(2)
-SPARSE_TAU = 3  # the largest that the plan sparse has kernels for
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def milliseconds(case: Case, layer: Layer) -> dict[str, float]:
         input_pixels=layer.side**2,
         has_sharing=True,
         has_product=True,
-        has_sparse=case.tau <= SPARSE_TAU and not case.binary,
+        has_sparse="sparse" in plans_for(case.tau, case.binary),
         **H100,
         **(USUAL | case.options),
     )

@@ -11,9 +11,17 @@ CUDNN, CUDNN_TF32, CUDNN_F16, INT8 = "cuDNN f32", "cuDNN TF32", "cuDNN f16", "to
 PLANNED = {kind: f"{kind} planned" for kind in (F32, F16, A1, A1_PACKED)}
 COLUMNS = (*PLANNED.values(), CUDNN, CUDNN_TF32, CUDNN_F16, INT8)
 
+PLANS = ("sharing", "product", "sparse", "dense")
+MOST_SPARSE_TAU = 3
+
 SHARED_BYTES = 4  # read by a gather of float32 for each output channel, unit and pixel
 TAPS = 9
 LATE_LAYERS = ("256>256@14", "512>512@7")
+
+
+def plans_for(tau: int, binary: bool) -> tuple[str, ...]:
+    """The plans that a 3x3 layer can take."""
+    return tuple(plan for plan in PLANS if plan != "sparse" or (tau <= MOST_SPARSE_TAU and not binary))
 
 
 def group_of(batch: int, tau: int, cache: str) -> str:
