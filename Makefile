@@ -22,7 +22,7 @@
 PYTHON ?= python3
 ARGS ?=
 PART ?= all
-SANITIZE_TESTS ?= tests/test_kernels.py
+SANITIZE_TESTS ?= tests/cpu/test_kernels.py
 # A launch of each kernel with either side of its boundaries, and neither cuDNN nor compilers.
 SANITIZE_CUDA_TESTS ?= not dense and (test_codebook_sizes or test_groups or test_large_tiles or test_pack)
 
@@ -60,7 +60,7 @@ lint: $(VENV)/bench.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(CPP) $(wildcard benchmarks/*.cpp benchmarks/*.cu tests/cuda_shim/*.cpp tests/cuda_shim/*.h)
+	$(BIN)/clang-format --dry-run --Werror $(CPP) $(wildcard benchmarks/*.cpp benchmarks/*.cu tests/cuda/shim/*.cpp tests/cuda/shim/*.h)
 
 # Python itself is not sanitized, so the runtime is loaded first (libstdc++ with it, for exceptions), and what Python
 # leaves allocated at exit does not count.
@@ -79,13 +79,13 @@ endif
 
 # -P: the source tree, which holds no compiled module, must not come before the installed package.
 test-cuda: cuda-package
-	$(CUDA_PYTHON) -P -m pytest -m cuda -rs tests/test_cuda.py $(ARGS)
+	$(CUDA_PYTHON) -P -m pytest -m cuda -rs tests/cuda/test_cuda.py $(ARGS)
 
 # Without torch's cache every tensor is an allocation of its own, so that memcheck sees where it ends.
 sanitize-cuda: cuda-package
 	for tool in memcheck racecheck; do \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
-	  $(CUDA_PYTHON) -P -m pytest -m cuda -q -k "$(SANITIZE_CUDA_TESTS)" tests/test_cuda.py $(ARGS) || exit; \
+	  $(CUDA_PYTHON) -P -m pytest -m cuda -q -k "$(SANITIZE_CUDA_TESTS)" tests/cuda/test_cuda.py $(ARGS) || exit; \
 	done
 
 bench-cuda: cuda-package

@@ -47,9 +47,11 @@ from gpu_tables import (
 from layers import RESNET18, Layer
 from machine import ROOT, output_of
 from results import Record, Result
-from subbit_infer import PackedWeight, _cuda_plan, _native_cuda, conv, pack
-from subbit_infer._text import aligned
-from subbit_infer.codebook import vanilla
+from subbit_infer import PackedWeight, conv, pack
+from subbit_infer.backends.cuda import planner as _cuda_plan
+from subbit_infer.backends.cuda import runtime as _native_cuda
+from subbit_infer.core.codebook import vanilla
+from subbit_infer.core.text import aligned
 from timing import Sample
 
 OUT = Path("out/bench-cuda")

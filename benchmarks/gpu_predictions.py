@@ -1,7 +1,7 @@
 """What the planner predicts for a GPU, without one: `python benchmarks/gpu_predictions.py`; docs/gpu.md has the table.
 
 Milliseconds of ResNet-18's sixteen 3x3 layers at batch 256 on an H100, by each plan and by the planner's choice of one
-for each layer. It is arithmetic (csrc/cuda/select.cpp), not measured.
+for each layer. It is arithmetic (csrc/cuda/planner/select.cpp), not measured.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any
 from gpu_tables import PLANS, plans_for
 from grid import Grid
 from layers import RESNET18, Layer
-from subbit_infer import _native
+from subbit_infer.backends import cpu as _native
 
 H100: dict[str, Any] = {"capability": 90, "multiprocessors": 132}
 BATCH = 256

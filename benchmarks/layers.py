@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from subbit_infer import PackedWeight
-from subbit_infer.codebook import decode, default_unit, vanilla
+from subbit_infer.core.codebook import decode, default_unit, vanilla
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from layers import Problem
 from results import A1, A1_PACKED, A32
-from subbit_infer import _native, conv, models, pack
+from subbit_infer import conv, models, pack
+from subbit_infer.backends import cpu as _native
 from timing import Contender
 
 

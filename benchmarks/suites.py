@@ -16,7 +16,8 @@ import peers
 import rates
 from layers import RESNET18, RESNET50_1X1, Layer, Problem
 from results import A1, A32, OURS, REACTNET, THREADS, TORCH, Result, on_threads
-from subbit_infer import PackedWeight, codebook, conv, models
+from subbit_infer import PackedWeight, conv, models
+from subbit_infer.core import codebook
 from timing import Contender, Pace, Sample, WrongResultError, check, take_turns
 
 TAU = 5

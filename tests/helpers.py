@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from subbit_infer import _native
+from subbit_infer.backends import cpu as _native
 
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "tests" / "data"
 LEVELS = ("scalar", "avx2", "avx512", "avx512vbmi")
 MACHINE_LEVELS = LEVELS[: LEVELS.index(_native.machine_level()) + 1]
 UNIT_3X3 = (1, 3, 3)

@@ -7,7 +7,7 @@
 #include <numeric>
 
 #include "core/checked.h"
-#include "cpu/patterns.h"
+#include "cpu/families/rows/patterns.h"
 
 namespace subbit {
 namespace {
@@ -159,7 +159,7 @@ const BitsForm& Weight::bits_form(const Plan& plan, std::int64_t groups) const {
   return find_or_make(bits_, {plan.kernel, groups}, [&] { return make_bits_form(decoded_, plan, groups); });
 }
 
-std::shared_ptr<const PatchMap> Weight::patch_map(const ConvParams& params, int code_unit) const {
+std::shared_ptr<const PatchMap> Weight::patch_map(const ConvProblem& params, int code_unit) const {
   constexpr std::size_t kMostSizes = 8;
   const PatchMapKey key = patch_map_key(params);
   const std::lock_guard<std::mutex> lock(forms_mutex);

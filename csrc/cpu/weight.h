@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "core/packed.h"
-#include "cpu/aligned.h"
-#include "cpu/patch_map.h"
-#include "cpu/respond_code.h"
-#include "cpu/select.h"
+#include "cpu/driver/aligned.h"
+#include "cpu/families/patches/patch_map.h"
+#include "cpu/families/rows/respond_code.h"
+#include "cpu/planner/select.h"
 
 namespace subbit {
 
@@ -48,7 +48,7 @@ class Weight {
   const PatchesForm& patches_form(const Plan& plan, std::int64_t groups) const;
   const BitsForm& bits_form(const Plan& plan, std::int64_t groups) const;
   // Of the last few sizes that the weight was used with.
-  std::shared_ptr<const PatchMap> patch_map(const ConvParams& params, int code_unit) const;
+  std::shared_ptr<const PatchMap> patch_map(const ConvProblem& params, int code_unit) const;
 
  private:
   using Key = std::pair<const Kernel*, std::int64_t>;

@@ -1,4 +1,4 @@
-// What both Python modules are given of a convolution: addresses, and sizes that are checked and made ConvParams.
+// What both Python modules are given of a convolution: addresses, and sizes that are checked and made ConvProblem.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,7 +11,7 @@
 #include <string>
 
 #include "core/checked.h"
-#include "core/conv_params.h"
+#include "core/problem.h"
 
 namespace subbit {
 
@@ -35,10 +35,11 @@ inline std::int64_t output_size(std::int64_t input, std::int64_t pad, std::int64
 
 // Throws std::invalid_argument where something does not fit. Strides are absent where x is packed, no float result is
 // asked for, or there is no residual.
-inline ConvParams conv_params(Unit unit, const Quad& x_shape, const std::optional<Quad>& x_strides, const Quad& y_shape,
-                              const std::optional<Quad>& y_strides, const std::optional<Quad>& residual_strides,
-                              bool packs, const Pair& stride, const Pair& padding, const Pair& dilation,
-                              std::int64_t groups, bool binary, bool sign_zero, int activation) {
+inline ConvProblem conv_params(Unit unit, const Quad& x_shape, const std::optional<Quad>& x_strides,
+                               const Quad& y_shape, const std::optional<Quad>& y_strides,
+                               const std::optional<Quad>& residual_strides, bool packs, const Pair& stride,
+                               const Pair& padding, const Pair& dilation, std::int64_t groups, bool binary,
+                               bool sign_zero, int activation) {
   constexpr std::int64_t kMost = std::int64_t{1} << 31;
   for (int axis = 0; axis < 2; ++axis) {
     expect(stride[axis] >= 1 && stride[axis] < kMost, "stride must be in [1, 2^31)");
@@ -59,7 +60,7 @@ inline ConvParams conv_params(Unit unit, const Quad& x_shape, const std::optiona
   expect(y_strides || packs, "there must be an output");
   expect(activation >= 0 && activation <= static_cast<int>(Activation::kPrelu), "activation must be 0 to 3");
 
-  ConvParams params;
+  ConvProblem params;
   params.unit = unit;
   params.activations = binary ? Activations::kBinary : Activations::kFloat;
   params.sign_zero = sign_zero;

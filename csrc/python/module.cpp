@@ -13,13 +13,13 @@
 
 #include "core/checked.h"
 #include "core/packed.h"
-#include "cpu/conv.h"
-#include "cpu/features.h"
-#include "cpu/kernels.h"
-#include "cpu/pack.h"
-#include "cpu/select.h"
+#include "cpu/driver/conv.h"
+#include "cpu/epilogue/pack.h"
+#include "cpu/families/kernels.h"
+#include "cpu/isa/features.h"
+#include "cpu/planner/select.h"
 #include "cpu/weight.h"
-#include "cuda/select.h"
+#include "cuda/planner/select.h"
 #include "python/arguments.h"
 
 namespace py = pybind11;
@@ -42,8 +42,8 @@ std::unique_ptr<Conv> make_conv(const Weight& weight, const Quad& x_shape, const
                                 bool sign_zero, int activation, int threads, const std::optional<std::string>& level,
                                 const std::optional<std::string>& plan) {
   const DecodedWeight& decoded = weight.decoded();
-  ConvParams params = conv_params(decoded.unit, x_shape, x_strides, y_shape, y_strides, residual_strides, packs, stride,
-                                  padding, dilation, groups, binary, sign_zero, activation);
+  ConvProblem params = conv_params(decoded.unit, x_shape, x_strides, y_shape, y_strides, residual_strides, packs,
+                                   stride, padding, dilation, groups, binary, sign_zero, activation);
   expect(y_shape[1] == decoded.out_channels && x_shape[1] == decoded.units * unit_channels(decoded.unit) * groups,
          "the channels do not fit the weight");
   const auto rows_follow = [&](const std::optional<Quad>& strides) {

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "core/checked.h"
-#include "cuda/launch.h"
-#include "cuda/product.h"
+#include "cuda/common/launch.h"
+#include "cuda/product/product.h"
 #include "python/arguments.h"
 
 namespace py = pybind11;

@@ -15,7 +15,7 @@ import typer
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from subbit_infer import _native
+from subbit_infer.backends import cpu as _native
 from subbit_infer.cli.convert import check_any
 from subbit_infer.cli.info import onnx_info
 from subbit_infer.cli.screen import Json, UsageError, show, working
@@ -158,7 +158,7 @@ def _torch_runs(source: str, model: str | None, example: Any, fold: bool, place:
         if fold:
             raise UsageError(f"--fold is for models that are not converted yet, and {source} is")
         return {"converted": place.of(_module_of(original), example)}
-    from subbit_infer.convert import convert
+    from subbit_infer.conversion.model import convert
 
     with working("Converting and comparing"):
         converted, report = convert(original, example, fold=fold, verify=True)
@@ -173,7 +173,7 @@ def _module_of(model: nn.Module | ExportedProgram) -> nn.Module:
 
 def _onnx_runs(path: Path, example: tuple[Tensor, ...] | None, threads: int) -> dict[str, Run]:
     """The same for an ONNX file: ONNX Runtime, and our layers between its parts."""
-    from subbit_infer import onnx
+    from subbit_infer.formats import onnx
 
     if onnx_info(path)[0]["subbit_nodes"]:
         alone = onnx.load(path)

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from subbit_infer._atomic import replacing
 from subbit_infer.cli.outputs import CARRIERS, Out, check_out, write_module, write_program
 from subbit_infer.cli.screen import Json, UsageError, note, show, working
 from subbit_infer.cli.sources import (
@@ -23,7 +22,8 @@ from subbit_infer.cli.sources import (
     read_program,
     suffix_of,
 )
-from subbit_infer.report import Report
+from subbit_infer.conversion.report import Report
+from subbit_infer.core.atomic import replacing
 
 Fold = Annotated[
     bool,
@@ -76,8 +76,8 @@ def compress(
     if not is_code(source):
         raise UsageError(f"MODEL must be package.module:callable or the name of a network, got {source!r}")
     check_out(output, source, traces=not inputs)
-    from subbit_infer.compress import METHODS
-    from subbit_infer.compress import compress as make_subbit
+    from subbit_infer.conversion.compression import METHODS
+    from subbit_infer.conversion.compression import compress as make_subbit
 
     if method not in METHODS:
         raise UsageError(f"--method must be {' or '.join(METHODS)}, got {method!r}")
@@ -109,7 +109,7 @@ def export(source: Source, output: Out, model: Model = None, inputs: Inputs = No
 def _convert_onnx(source: Path, out: Path, inputs: list[str] | None, fold: bool, verify: bool | None) -> Report:
     if inputs or fold or verify is not None:
         raise UsageError("--input, --fold and --verify are for models of torch, not for .onnx files")
-    from subbit_infer import onnx
+    from subbit_infer.formats import onnx
 
     with replacing(out) as temporary:
         with working("Converting"):
@@ -121,7 +121,7 @@ def _convert_onnx(source: Path, out: Path, inputs: list[str] | None, fold: bool,
 def _convert_checkpoint(source: str, out: Path, inputs: list[str] | None, fold: bool, verify: bool | None) -> Report:
     if fold or verify:
         raise UsageError("--fold and --verify are not for checkpoints: their layers are made sub-bit as they are read")
-    from subbit_infer import checkpoint
+    from subbit_infer.formats import checkpoint
 
     example = example_inputs(inputs)
     with working(f"Reading {source}"):
@@ -153,7 +153,7 @@ def _check_fold(fold: bool, source: str, out: Path, example: Any) -> None:
 
 def _converted(model: Any, example: Any, fold: bool, verify: bool | None) -> tuple[Any, Report]:
     """The model converted, and verified where an input is known, if nothing else is asked for."""
-    from subbit_infer.convert import convert as convert_model
+    from subbit_infer.conversion.model import convert as convert_model
 
     is_known = example is not None or getattr(model, "example_inputs", None) is not None
     if verify and not is_known:

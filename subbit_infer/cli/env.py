@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 import subbit_infer
-from subbit_infer import _native, _native_cuda
+from subbit_infer.backends import cpu as _native
+from subbit_infer.backends.cuda import runtime as _native_cuda
 from subbit_infer.cli.screen import Json, show
 
 _LEVELS = ("scalar", "avx2", "avx512", "avx512vbmi")

@@ -13,7 +13,7 @@ from subbit_infer.cli.sources import (
     has_subbit_layers,
     read_module,
 )
-from subbit_infer.explain import explain as explain_model
+from subbit_infer.diagnostics.plans import explain as explain_model
 
 
 def explain(
@@ -26,7 +26,7 @@ def explain(
     target = device_of(device)
     module = read_module(source, model)
     if not has_subbit_layers(module):
-        from subbit_infer.convert import convert
+        from subbit_infer.conversion.model import convert
 
         with working("Converting"):
             module = convert(module, example).model

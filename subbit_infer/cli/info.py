@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from subbit_infer import files
-from subbit_infer._text import aligned
+from subbit_infer import formats as files
 from subbit_infer.cli.exported import program_parts, read_parts
 from subbit_infer.cli.screen import Json, show, working
 from subbit_infer.cli.sources import check_file
+from subbit_infer.core.text import aligned
 
 _OURS = "torch.ops.subbit_infer."
 _DENSE = ("torch.ops.aten.conv2d.", "torch.ops.aten.convolution.", "torch.ops.aten.linear.", "torch.ops.aten.addmm.")
@@ -127,7 +127,7 @@ def onnx_info(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _checkpoint(path: Path) -> tuple[dict[str, Any], str]:
-    from subbit_infer import checkpoint
+    from subbit_infer.formats import checkpoint
 
     found = checkpoint.load_snn(path)
     other = sum(tensor.nbytes for tensor in found.state.values())

@@ -14,9 +14,9 @@ import typer
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from subbit_infer import files
-from subbit_infer._atomic import replacing
+from subbit_infer import formats as files
 from subbit_infer.cli.screen import UsageError, note, working
+from subbit_infer.core.atomic import replacing
 
 CARRIERS = (".safetensors", ".pt2", ".onnx")
 
@@ -67,7 +67,7 @@ def write_module(module: nn.Module, example: tuple[Tensor, ...] | None, out: Pat
             program = _traced(module, example)
         write_program(program, out)
         return
-    from subbit_infer.onnx import export
+    from subbit_infer.formats.onnx import export
 
     with working("Exporting"), replacing(out) as temporary:
         export(module, example, temporary)

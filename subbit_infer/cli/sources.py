@@ -16,7 +16,8 @@ import typer
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from subbit_infer import files, models
+from subbit_infer import formats as files
+from subbit_infer import models
 from subbit_infer.cli.exported import load_program
 from subbit_infer.cli.screen import UsageError, note, working
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
@@ -160,7 +161,7 @@ def read_module(source: str, model: str | None) -> nn.Module:
         target = build(str(model))
         with working(f"Reading {source}"):
             return files.load(path, target)
-    from subbit_infer import checkpoint
+    from subbit_infer.formats import checkpoint
 
     with working(f"Reading {source}"):
         made: nn.Module = checkpoint.snn_model(path).model

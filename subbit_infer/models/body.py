@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from subbit_infer.codebook import assign, decode, default_unit, vanilla
+from subbit_infer.core.codebook import assign, decode, default_unit, vanilla
 from subbit_infer.nn import SubbitConv2d
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from subbit_infer.activations import PackedActivations
+from subbit_infer.core.activations import PackedActivations
 from subbit_infer.nn import SubbitConv2d
 
 Signals = Tensor | tuple[Tensor, Tensor | PackedActivations]

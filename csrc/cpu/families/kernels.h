@@ -1,0 +1,34 @@
+// Declarations of the steps of every kernel in kernels.inc.
+#pragma once
+
+#include "cpu/families/kernel.h"
+
+namespace subbit {
+
+#define SUBBIT_ROWS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
+  void stage_##NAME(const StageTask&);                \
+  void respond_##NAME(const RespondRowsTask&);        \
+  void gather_##NAME(const GatherRowsTask&);          \
+  void finish_##NAME(const FinishTask&);              \
+  void pack_##NAME(const PackTask&);
+#define SUBBIT_PATCHES(NAME, LEVEL, ACTIVATIONS, PIXELS) \
+  bool stage_##NAME(const StagePatchesTask&);            \
+  bool stage_packed_##NAME(const StagePackedTask&);      \
+  void code_##NAME(const CodePatchesTask&);              \
+  void look_up_##NAME(const LookUpTask&);                \
+  void finish_##NAME(const FinishTask&);                 \
+  void pack_##NAME(const PackTask&);
+#define SUBBIT_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
+  void match_##NAME(const MatchBitsTask&);            \
+  void finish_##NAME(const FinishTask&);              \
+  void pack_##NAME(const PackTask&);
+#define SUBBIT_CODED_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
+  void code_##NAME(const CodeBitsTask&);                    \
+  SUBBIT_BITS(NAME, LEVEL, ACTIVATIONS, PIXELS)
+#include "cpu/kernels.inc"
+#undef SUBBIT_CODED_BITS
+#undef SUBBIT_BITS
+#undef SUBBIT_ROWS
+#undef SUBBIT_PATCHES
+
+}  // namespace subbit

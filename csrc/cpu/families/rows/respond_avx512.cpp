@@ -1,0 +1,11 @@
+#include "cpu/families/kernels.h"
+#include "cpu/families/rows/steps.h"
+#include "cpu/simd/vec_avx2.h"
+
+namespace subbit {
+
+void stage_float_rows_avx512(const StageTask& task) { stage_rows<F32x8>(task); }
+
+void respond_float_rows_avx512(const RespondRowsTask& task) { respond_rows<F32x8, 2>(task); }
+
+}  // namespace subbit

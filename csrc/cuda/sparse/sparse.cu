@@ -1,0 +1,23 @@
+#include "cuda/sparse/sparse.h"
+#include "cuda/sparse/sparse_run.cuh"
+#include "cuda/sparse/sparse_weight.cuh"
+
+namespace subbit {
+
+bool can_run_sparse(const CudaParams& params) { return runs_sparse(params); }
+
+std::int64_t sparse_weight_bytes(const CudaParams& params) {
+  return sparse_weight_items(sparse_weight_shape(params)) * static_cast<std::int64_t>(sizeof(uint2));
+}
+
+cudaError_t prepare_sparse(const CudaParams& params, const std::uint32_t* indices, void* weight, cudaStream_t stream) {
+  return start_prepare_sparse(params, indices, weight, stream);
+}
+
+cudaError_t launch_sparse(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream) {
+  const SparsePlan plan = plan_sparse(params);
+  if (params.element == Element::kFloat32) return launch_sparse_floats(params, operands, plan, stream);
+  return launch_sparse_halves(params, operands, plan, stream);
+}
+
+}  // namespace subbit

@@ -1,0 +1,111 @@
+"""Weights as the CUDA kernels read them: validated and brought to a device once, kept as long as their tensors."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from subbit_infer.backends import cpu as _native
+from subbit_infer.backends.cache import PerTensor
+from subbit_infer.backends.cuda import device as _cuda_device
+from subbit_infer.backends.cuda.planner import Planned
+from subbit_infer.core.weight import unpack_codebook
+
+_WORD_BYTES = 4  # rows of indices are whole words on the device
+
+
+class Prepared:
+    """A weight on a device as the kernels read it, and the convolutions with it, by their sizes and options."""
+
+    def __init__(self, words: Tensor, codewords: Tensor, channels: int, count: int, unit: tuple[int, int, int]) -> None:
+        self.words = words  # int32 (C_out, words): indices of tau bits
+        self.codewords = codewords  # int16 (K,), bit t for tap t
+        self.channels = channels  # of a group
+        self.count = count  # K
+        self.unit = unit
+        self.convs: dict[tuple[object, ...], Planned] = {}
+        self.arranged: dict[object, Tensor] = {}  # for routes that do not read the indices
+        self.repeats: dict[object, Any] = {}  # calls made before (_repeat.py)
+        self._dense: dict[torch.dtype, Tensor] = {}
+
+    def dense(self, dtype: torch.dtype, decode: Callable[[], Tensor]) -> Tensor:
+        """The decoded weight in a dtype, made by ``decode`` at the first call, without scale."""
+        found = self._dense.get(dtype)
+        if found is not None:
+            return found
+        _cuda_device.refuse_capture(self.words.device)
+        with torch.inference_mode(False), torch.no_grad():
+            weight = decode().to(dtype)
+        _cuda_device.settle(self.words.device)
+        self._dense[dtype] = weight
+        return weight
+
+
+class _Entry(NamedTuple):
+    """A prepared weight, and what its tensors were when it was made."""
+
+    weight: Prepared
+    codebook: weakref.ref[Tensor]
+    state: tuple[object, ...]
+    copy: tuple[Tensor, Tensor] | None  # only of tensors that do not count their changes
+
+
+_prepared = PerTensor[_Entry]()  # by packed_indices
+_lock = threading.Lock()
+# As in _native: a child never inherits it locked by a thread that it does not have.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+def find_prepared(
+    packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]
+) -> Prepared | None:
+    """The prepared weight if there is one and its tensors have not changed since."""
+    entry = _prepared.get(packed)
+    if entry is None or entry.codebook() is not codebook:
+        return None
+    if entry.state != _native.state_of(packed, codebook, units, codewords, unit):
+        return None
+    if entry.copy is not None and not _cuda_device.is_capturing(packed.device):
+        copies = zip((packed, codebook), entry.copy, strict=True)
+        if not all(torch.equal(tensor, copy) for tensor, copy in copies):
+            return None
+    return entry.weight
+
+
+def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]) -> Prepared:
+    """The weight as the kernels read it: validated and brought into shape once, and again only if its tensors change.
+
+    The first call waits for the device. So does every call with tensors made in inference mode, outside captures:
+    torch does not count their changes, so they are compared. Changes through ``.data`` are not seen.
+
+    Raises:
+        TypeError: a packed tensor is not uint8.
+        ValueError: the packed tensors do not fit the sizes, or an index is out of range.
+        RuntimeError: the first call is inside the capture of a CUDA graph.
+    """
+    found = find_prepared(packed, codebook, units, codewords, unit)
+    if found is not None:
+        return found
+    with _lock:
+        found = find_prepared(packed, codebook, units, codewords, unit)
+        if found is not None:
+            return found
+        _cuda_device.refuse_capture(packed.device)
+        with torch.inference_mode(False), torch.no_grad():
+            indices, bits = packed.cpu().contiguous(), codebook.cpu().contiguous()
+            _native.check_weight(indices, bits, units, codewords, unit)
+            words = torch.nn.functional.pad(indices, (0, -indices.shape[1] % _WORD_BYTES)).view(torch.int32)
+            taps = (unpack_codebook(bits, codewords, unit) > 0).flatten(1).to(torch.int32)
+            numbers = (taps << torch.arange(taps.shape[1])).sum(1).to(torch.int16)
+            weight = Prepared(words.to(packed.device), numbers.to(packed.device), units * unit[0], codewords, unit)
+            uncounted = packed.is_inference() or codebook.is_inference()
+            copy = (packed.clone(), codebook.clone()) if uncounted else None
+        state = _native.state_of(packed, codebook, units, codewords, unit)
+        _prepared.put(packed, _Entry(weight, weakref.ref(codebook), state, copy))
+        return weight

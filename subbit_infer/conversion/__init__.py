@@ -1,0 +1,1 @@
+"""Models in, models out: sub-bit weights detected, and layers put in."""

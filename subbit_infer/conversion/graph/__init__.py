@@ -1,0 +1,15 @@
+"""Graphs of ATen operators, as torch.export makes them: sub-bit layers put in, what is around them folded into them.
+
+capture      a module or an exported program -> a graph whose weights are attributes
+find         convolutions and products whose weight is sub-bit -> sites, a node each
+fold         BatchNorm, scale, bias, residual, activation, shift -> the epilogue of the site before them
+signs        sign -> the site behind it; signs between two sites stay packed
+dense        what stays dense: BatchNorms folded, memory in the order that is quickest
+layers       sites -> SubbitConv2d and SubbitLinear
+rewrite      all of it, for a graph and for an exported program
+"""
+
+from subbit_infer.conversion.graph.capture import capture
+from subbit_infer.conversion.graph.rewrite import rewrite, rewrite_program
+
+__all__ = ["capture", "rewrite", "rewrite_program"]

@@ -1,0 +1,131 @@
+"""What was done to each layer of a model, and why not more: what convert and compress return beside it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, cast
+
+from subbit_infer.core.text import aligned, plain
+from subbit_infer.core.weight import PackedWeight
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One convolution or linear layer.
+
+    Attributes:
+        name: of the layer in the model, or of the node in a graph.
+        shape: of its dense weight: (C_out, C_in / groups, kh, kw), or (C_out, C_in).
+        unit: (g, kh, kw), what an index names; None where it was skipped, as are the next five.
+        tau: bits of an index.
+        codewords: size of the codebook.
+        activation_bits: 1 where the sign of the input is taken, else 32; None also where only weights were looked at.
+        has_scale: whether outputs are multiplied by a scale.
+        nbytes: bytes of the packed weight: indices, codebook, scale and bias.
+        why: why it was skipped, or what else there is to say; empty where there is nothing.
+        error: compress: the share of signs that changed for binary weights, else
+            ``|new - old| / |old|`` of the weight; None where nothing was approximated.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    unit: tuple[int, int, int] | None = None
+    tau: int | None = None
+    codewords: int | None = None
+    activation_bits: int | None = None
+    has_scale: bool | None = None
+    nbytes: int | None = None
+    why: str = ""
+    error: float | None = None
+
+    @classmethod
+    def of_weight(
+        cls,
+        name: str,
+        shape: tuple[int, ...],
+        weight: PackedWeight,
+        activation_bits: int | None,
+        *,
+        why: str = "",
+        error: float | None = None,
+    ) -> LayerReport:
+        """The entry of a layer that now holds a packed weight."""
+        return cls(
+            name,
+            shape,
+            weight.unit,
+            weight.tau,
+            weight.codewords,
+            activation_bits,
+            weight.scale is not None,
+            weight.nbytes,
+            why,
+            error,
+        )
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether it is a sub-bit layer now."""
+        return self.unit is not None
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """Every layer, in order; as a string, a table.
+
+    Attributes:
+        layers: one entry a layer.
+        notes: what else the reader is to know, a sentence each.
+    """
+
+    layers: tuple[LayerReport, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def converted(self) -> tuple[LayerReport, ...]:
+        """The layers that are sub-bit now."""
+        return tuple(layer for layer in self.layers if layer.is_converted)
+
+    @property
+    def skipped(self) -> tuple[LayerReport, ...]:
+        """The layers that stayed as they were."""
+        return tuple(layer for layer in self.layers if not layer.is_converted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as dicts, lists, strings and numbers, for JSON."""
+        return cast("dict[str, Any]", plain(asdict(self)))
+
+    def __repr__(self) -> str:
+        return f"<Report: {self._counts()}; print it for the table>"
+
+    def __str__(self) -> str:
+        has_error = any(layer.error is not None for layer in self.layers)
+        headings = ("layer", "weight", "unit", "tau", "act", "scale", "bytes", *(["error"] if has_error else []), "why")
+        rows = [headings, *(_row(layer, has_error) for layer in self.layers)]
+        return "\n".join([*aligned(rows, right={"tau", "act", "bytes", "error"}), self._counts() + ".", *self.notes])
+
+    def _counts(self) -> str:
+        total = len(self.layers)
+        return f"{len(self.converted)} of {total} layer{'s' * (total != 1)} converted"
+
+
+class Converted(NamedTuple):
+    """What convert and compress return; it unpacks as ``model, report = convert(...)``.
+
+    Attributes:
+        model: of the kind that was given.
+        report: what was done to each of its layers.
+    """
+
+    model: Any
+    report: Report
+
+
+def _row(layer: LayerReport, has_error: bool) -> tuple[str, ...]:
+    shape = "x".join(map(str, layer.shape))
+    error = [] if not has_error else ["" if layer.error is None else f"{layer.error:.1%}"]
+    if layer.unit is None:
+        return (layer.name, shape, "", "", "", "", "", *error, f"skipped: {layer.why}")
+    unit, scale = "x".join(map(str, layer.unit)), "yes" if layer.has_scale else "no"
+    act = "" if layer.activation_bits is None else str(layer.activation_bits)
+    return (layer.name, shape, unit, str(layer.tau), act, scale, str(layer.nbytes), *error, layer.why)

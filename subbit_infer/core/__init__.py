@@ -1,0 +1,1 @@
+"""Plain torch: what a sub-bit convolution is, without compiled code."""

@@ -1,7 +1,0 @@
-"""Converted models as one safetensors file, and what such a file holds."""
-
-from subbit_infer.files.header import FORMAT, FORMAT_VERSION
-from subbit_infer.files.info import FileInfo, LayerInfo, inspect
-from subbit_infer.files.model import load, save
-
-__all__ = ["FORMAT", "FORMAT_VERSION", "FileInfo", "LayerInfo", "inspect", "load", "save"]

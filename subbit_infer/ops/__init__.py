@@ -1,0 +1,1 @@
+"""The torch.library operators, and the functions that call them."""

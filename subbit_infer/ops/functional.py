@@ -1,0 +1,491 @@
+"""The operations that people call: ``conv``, ``linear`` and ``pack``."""
+
+from __future__ import annotations
+
+import weakref
+from numbers import Integral
+from typing import Literal, cast, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from subbit_infer.backends.cache import PerTensor
+from subbit_infer.core import codebook as codebooks
+from subbit_infer.core import reference
+from subbit_infer.core.activations import PackedActivations, all_channels
+from subbit_infer.core.conv_args import FLOATS
+from subbit_infer.core.epilogue import check_activation
+from subbit_infer.core.weight import PackedWeight
+from subbit_infer.ops import dispatch as _dispatch
+from subbit_infer.ops import registration as operators
+from subbit_infer.ops import repeat as _repeat
+
+_MOST = 2**31  # strides, paddings and dilations are below
+
+
+def _pair(name: str, value: object, least: int) -> tuple[int, int]:
+    """An int or a pair of ints as a pair, each at least ``least``."""
+    if type(value) is int and least <= value < _MOST:
+        return value, value
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if not all(isinstance(v, Integral | torch.SymInt) and not isinstance(v, bool) for v in pair):
+        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
+    if len(pair) not in (1, 2):
+        raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
+    if min(pair) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    if max(pair) >= _MOST:
+        raise ValueError(f"{name} must be below 2^31, got {value!r}")
+    first, last = (v if isinstance(v, torch.SymInt) else int(v) for v in (pair[0], pair[-1]))
+    return cast("tuple[int, int]", (first, last))
+
+
+def _one_of(name: str, value: object, allowed: tuple[int, ...]) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value not in allowed:
+        raise ValueError(f"{name} must be {' or '.join(map(str, allowed))}, got {value!r}")
+
+
+def _check_floats(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
+
+
+def _same_padding(
+    x: Tensor | PackedActivations,
+    kernel: tuple[int, int],
+    dilation: tuple[int, int],
+    binary: bool,
+    sign_zero: int,
+) -> tuple[Tensor | PackedActivations, tuple[int, int]]:
+    """Padding "same": an odd total is one zero longer below and to the right, as in ``F.conv2d``."""
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    below, right = (t % 2 for t in total)
+    if isinstance(x, PackedActivations) and (below or right):
+        channels = all_channels(x.channels, x.device).expand_as(x.plus)
+        nonzero = channels if x.nonzero is None else x.nonzero
+        plus, nonzero = (F.pad(words, (0, 0, 0, right, 0, below)) for words in (x.plus, nonzero))
+        x = PackedActivations(plus, nonzero, x.channels, trusted=True)
+    elif isinstance(x, Tensor) and (below or right):
+        # Binarized first, so that the added zeros have no sign (conv clears sign_zero).
+        x = reference.binarize(x, sign_zero) if binary else x
+        x = F.pad(x, (0, right, 0, below))
+    return x, (total[0] // 2, total[1] // 2)
+
+
+def _padding(
+    x: Tensor | PackedActivations,
+    padding: object,
+    stride: tuple[int, int],
+    kernel: tuple[int, int],
+    dilation: tuple[int, int],
+    binary: bool,
+    sign_zero: int,
+) -> tuple[Tensor | PackedActivations, tuple[int, int]]:
+    if padding == "valid":
+        return x, (0, 0)
+    if padding == "same":
+        if stride != (1, 1):
+            raise ValueError(f"padding must be numbers where stride is not 1: 'same' got stride {stride}")
+        return _same_padding(x, kernel, dilation, binary, sign_zero)
+    if isinstance(padding, str):
+        raise ValueError(f"padding must be 'same', 'valid', an int or a pair of ints, got {padding!r}")
+    return x, _pair("padding", padding, 0)
+
+
+_packed = PerTensor[tuple[weakref.ref[Tensor], tuple[object, ...], PackedWeight]]()  # by indices
+
+
+def _packed_once(indices: Tensor, codebook: Tensor) -> PackedWeight:
+    """The packed form of plain tensors, kept as long as they live and do not change."""
+    if not isinstance(indices, Tensor) or indices.is_inference() or codebook.is_inference():
+        return PackedWeight.from_indices(indices, codebook)
+    state = (
+        *(indices._version, indices.data_ptr(), indices.shape, indices.stride()),
+        *(codebook._version, codebook.data_ptr(), codebook.shape, codebook.stride()),
+    )
+    entry = _packed.get(indices)
+    if entry is not None and entry[0]() is codebook and entry[1] == state:
+        return entry[2]
+    weight = PackedWeight.from_indices(indices, codebook)
+    _packed.put(indices, (weakref.ref(codebook), state, weight))
+    return weight
+
+
+def _packed_in_graph(indices: Tensor, codebook: Tensor) -> PackedWeight:
+    """The same inside torch.compile and torch.export: values are checked when the graph runs."""
+    codebook = codebooks.as_units(codebook)
+    codewords, g, kh, kw = codebook.shape
+    packed = torch.ops.subbit_infer.pack_indices(indices, codewords)
+    bits = torch.ops.subbit_infer.pack_codebook(codebook)
+    return PackedWeight(packed, bits, indices.shape[1], codewords, (g, kh, kw))
+
+
+def _as_packed(indices: Tensor | PackedWeight, codebook: Tensor | None) -> PackedWeight:
+    if isinstance(indices, PackedWeight):
+        if codebook is not None:
+            raise TypeError("codebook must be None where indices is a PackedWeight: it holds its own")
+        return indices
+    if codebook is None:
+        raise TypeError("codebook must be given where indices is not a PackedWeight")
+    if not isinstance(codebook, Tensor):
+        raise TypeError(f"codebook must be a tensor, got {type(codebook).__name__}")
+    if torch.compiler.is_compiling():
+        return _packed_in_graph(indices, codebook)
+    return _packed_once(indices, codebook)
+
+
+def _check_optional_tensors(**tensors: object) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor or None, got {type(tensor).__name__}")
+
+
+def check_packing(output: str, packs_shifted: bool, pack_sign_zero: int) -> None:
+    """Checks what is asked of a packed output: ``output``, whether there is a pack_shift, and pack_sign_zero.
+
+    Raises:
+        TypeError: ``output`` is not a string, or ``pack_sign_zero`` is not an int.
+        ValueError: one is none of its values, or there is one of the others without a packed output.
+    """
+    if not isinstance(output, str):
+        raise TypeError(f"output must be a string, got {output!r}")
+    if output not in ("float", "packed", "both"):
+        raise ValueError(f"output must be 'float', 'packed' or 'both', got {output!r}")
+    _one_of("pack_sign_zero", pack_sign_zero, (0, 1))
+    if output == "float" and (packs_shifted or pack_sign_zero):
+        name, rest = ("pack_shift", "None") if packs_shifted else ("pack_sign_zero", "0")
+        raise ValueError(f"{name} must be {rest} where output is 'float': nothing is packed")
+
+
+def _check_channels(x: PackedActivations, weight: PackedWeight, groups: int) -> None:
+    """What the operator cannot see in words."""
+    expected = weight.units * weight.unit[0] * groups
+    if x.channels != expected:
+        raise ValueError(
+            f"x must have C_in = {expected} channels ({weight.units} units of {weight.unit[0]} in {groups} groups), "
+            f"got {x.channels}"
+        )
+
+
+def _activation_bits(x: Tensor | PackedActivations, activation_bits: int | None) -> int:
+    packed = isinstance(x, PackedActivations)
+    if activation_bits is None:
+        return 1 if packed else 32
+    _one_of("activation_bits", activation_bits, (1, 32))
+    if packed and activation_bits != 1:
+        raise ValueError(f"activation_bits must be 1 where x is a PackedActivations, got {activation_bits}")
+    return activation_bits
+
+
+Result = Tensor | PackedActivations | tuple[Tensor, PackedActivations]
+"""What ``output`` asks for: "float", "packed" or "both"."""
+
+
+def _result(outputs: _repeat.Outputs, out_channels: int) -> Result:
+    """What was asked for: y, its packed signs, or both."""
+    y, plus, nonzero = outputs
+    if plus is None:
+        return cast("Tensor", y)
+    packed = PackedActivations(plus, nonzero, out_channels, trusted=True)
+    return packed if y is None else (y, packed)
+
+
+@overload
+def conv(
+    x: Tensor | PackedActivations, indices: Tensor | PackedWeight, codebook: Tensor | None = None,
+    bias: Tensor | None = None, stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1, groups: int = 1, *, scale: Tensor | None = None,
+    residual: Tensor | None = None, activation: str = "none", slope: Tensor | None = None,
+    shift: Tensor | None = None, activation_bits: int | None = None, sign_zero: int = 0,
+    output: Literal["float"] = "float", pack_shift: Tensor | None = None, pack_sign_zero: int = 0,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def conv(
+    x: Tensor | PackedActivations, indices: Tensor | PackedWeight, codebook: Tensor | None = None,
+    bias: Tensor | None = None, stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1, groups: int = 1, *, scale: Tensor | None = None,
+    residual: Tensor | None = None, activation: str = "none", slope: Tensor | None = None,
+    shift: Tensor | None = None, activation_bits: int | None = None, sign_zero: int = 0, output: str,
+    pack_shift: Tensor | None = None, pack_sign_zero: int = 0,
+) -> Result: ...  # fmt: skip
+
+
+def conv(
+    x: Tensor | PackedActivations,
+    indices: Tensor | PackedWeight,
+    codebook: Tensor | None = None,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    slope: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation_bits: int | None = None,
+    sign_zero: int = 0,
+    output: str = "float",
+    pack_shift: Tensor | None = None,
+    pack_sign_zero: int = 0,
+) -> Result:
+    """Convolves x with a sub-bit weight: ``y = act(scale * F.conv2d(x, W) + bias + residual) + shift``.
+
+    W is the decoded weight of -1 and +1. All is computed in float32, one operation after the other as written, and
+    rounded once at the end where x is float16 or bfloat16. ReActNet's shift-PReLU-shift is a bias that has the first
+    shift added to it, ``activation="prelu"``, and ``shift``; the shift before its next sign is ``pack_shift``.
+
+    Args:
+        x: (N, C_in, H, W) or (C_in, H, W), float32, or float16 or bfloat16, which are computed in float32, any
+            strides; or :class:`PackedActivations` of shape (N, C_in, H, W).
+        indices: (C_out, C_in / groups / g) integers in [0, K), or a :class:`PackedWeight`. Plain tensors are
+            checked and packed at the first call, and again when torch has counted a change in place (changes through
+            ``.data``, or through memory shared with NumPy, it does not count: pass a new tensor).
+        codebook: (K, g, kh, kw) of +-1, K from 1 to 256; (K, kh, kw) is short for g = 1, and (K, g) for
+            (K, g, 1, 1). None with a PackedWeight. Kernels are compiled for (K, 1, 3, 3) and (K, 8, 1, 1).
+        bias: (C_out,) added to the scaled sums; None for the PackedWeight's.
+        stride: int or pair, as in ``F.conv2d``.
+        padding: int, pair, ``"same"`` or ``"valid"``. Padding contributes nothing in either activation mode.
+        dilation: int or pair.
+        groups: groups of channels.
+        scale: (C_out,) multiplies the sums before the bias is added; None for the PackedWeight's.
+        residual: the output's shape, floats of any strides, added after the bias.
+        activation: "none", "relu", "hardtanh" (between -1 and 1) or "prelu". NaN goes through all of them.
+        slope: (C_out,), what "prelu" multiplies values below 0 with; None for the other activations.
+        shift: (C_out,) added after the activation.
+        activation_bits: 32, or 1 to take the sign of x first: the sums are those of ``F.conv2d(x.sign(), W)``. None
+            for 1 where x is packed, which allows nothing else, and 32 where it is not.
+        sign_zero: what the sign of an exact 0 of x is, 0 or 1; packed x has its zeros already.
+        output: "float" for y; "packed" for the signs of y + pack_shift as :class:`PackedActivations`; "both" for the
+            tuple of the two.
+        pack_shift: (C_out,) added to y, in float32, before its sign is taken for a packed output; y is without it.
+        pack_sign_zero: what a sign of exactly 0 becomes in a packed output, as ``sign_zero`` of :func:`pack`.
+
+    Returns:
+        y, (N, C_out, H_out, W_out), or without N; in x's dtype and channels_last where x is, float32 and
+        channels_last where x is packed. A packed output always has N, 1 for an x without. Only a float output of a
+        float x has gradients.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a value or size breaks a rule; the message names the argument, the rule and the value.
+    """
+    options = (
+        stride, padding, dilation, groups, activation, activation_bits, sign_zero, output, pack_sign_zero,
+    )  # fmt: skip
+    if isinstance(indices, PackedWeight) and codebook is None and isinstance(x, Tensor | PackedActivations):
+        words = (x, None) if isinstance(x, Tensor) else (x.plus, x.nonzero)
+        vectors = (
+            indices.scale if scale is None else scale, indices.bias if bias is None else bias, slope, shift, pack_shift,
+        )  # fmt: skip
+        outputs = _repeat.repeat(*words, indices, residual, vectors, options)
+        if outputs is not None:
+            return _result(outputs, indices.out_channels)
+    if not isinstance(x, PackedActivations):
+        _check_floats(x)
+        if x.dim() not in (3, 4):
+            raise ValueError(f"x must be (N, C_in, H, W) or (C_in, H, W), got shape {tuple(x.shape)}")
+        if (
+            torch.autograd.forward_ad._current_level >= 0
+            and torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+        ):
+            raise NotImplementedError("conv has no forward-mode derivative; use reverse mode, or reference.conv2d")
+    weight = _as_packed(indices, codebook)
+    bits = _activation_bits(x, activation_bits)
+    _one_of("sign_zero", sign_zero, (0, 1))
+    if type(groups) is not int or groups >= _MOST:
+        if not isinstance(groups, Integral) or isinstance(groups, bool):
+            raise TypeError(f"groups must be an int, got {groups!r}")
+        groups = _pair("groups", groups, -_MOST)[0]
+    if isinstance(x, PackedActivations):
+        _check_channels(x, weight, groups)
+    if activation != "none" or slope is not None:
+        check_activation(activation, slope is not None)
+    if output != "float" or pack_shift is not None or pack_sign_zero != 0:
+        check_packing(output, pack_shift is not None, pack_sign_zero)
+    stride = _pair("stride", stride, 1)
+    dilation = _pair("dilation", dilation, 1)
+    batched = x.unsqueeze(0) if isinstance(x, Tensor) and x.dim() == 3 else x
+    padded, padding = _padding(batched, padding, stride, weight.unit[1:], dilation, bits == 1, sign_zero)
+    if padded is not batched:
+        sign_zero = 0  # padded here: binarized already
+    scale = weight.scale if scale is None else scale
+    bias = weight.bias if bias is None else bias
+    if isinstance(residual, Tensor) and batched is not x:
+        residual = residual.unsqueeze(0)
+    words = (padded, None) if isinstance(padded, Tensor) else (padded.plus, padded.nonzero)
+    arguments = (
+        words[0], weight.packed_indices, weight.packed_codebook, scale, bias, residual, slope, shift, activation,
+        stride, padding, dilation, groups, weight.units, weight.codewords, weight.unit, bits, sign_zero,
+    )  # fmt: skip
+    tensors = (words[0], weight.packed_indices, weight.packed_codebook, scale, bias, residual, slope, shift)
+    direct = _dispatch.nothing_watches() and _dispatch.are_plain(*tensors, words[1], pack_shift)
+    if not direct:
+        _check_optional_tensors(
+            scale=scale, bias=bias, residual=residual, slope=slope, shift=shift, pack_shift=pack_shift
+        )
+    if output == "float" and isinstance(padded, Tensor):
+        conv2d = operators.conv2d_cuda if padded.is_cuda else operators.conv2d_cpu
+        outputs = (conv2d if direct else torch.ops.subbit_infer.conv2d)(*arguments), None, None
+    else:
+        conv2d_packed = operators.conv2d_packed_cuda if words[0].is_cuda else operators.conv2d_packed_cpu
+        y, plus, nonzero = (conv2d_packed if direct else torch.ops.subbit_infer.conv2d_packed)(
+            *arguments, words[1], pack_shift, pack_sign_zero, output != "packed", output != "float"
+        )
+        packs = output != "float"
+        outputs = (
+            None if output == "packed" else y,
+            plus if packs else None,
+            nonzero if packs and not pack_sign_zero else None,
+        )
+    if direct and padded is x and weight is indices:
+        geometry = stride, padding, dilation, groups, bits, sign_zero, activation
+        _repeat.remember(*words, weight, residual, (scale, bias, slope, shift, pack_shift), options, outputs, geometry)
+    if outputs[0] is not None and batched is not x:
+        outputs = outputs[0].squeeze(0), *outputs[1:]
+    return _result(outputs, weight.packed_indices.shape[0])
+
+
+@overload
+def linear(
+    x: Tensor | PackedActivations, indices: Tensor | PackedWeight, codebook: Tensor | None = None,
+    bias: Tensor | None = None, *, scale: Tensor | None = None, residual: Tensor | None = None,
+    activation: str = "none", slope: Tensor | None = None, shift: Tensor | None = None,
+    activation_bits: int | None = None, sign_zero: int = 0, output: Literal["float"] = "float",
+    pack_shift: Tensor | None = None, pack_sign_zero: int = 0,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def linear(
+    x: Tensor | PackedActivations, indices: Tensor | PackedWeight, codebook: Tensor | None = None,
+    bias: Tensor | None = None, *, scale: Tensor | None = None, residual: Tensor | None = None,
+    activation: str = "none", slope: Tensor | None = None, shift: Tensor | None = None,
+    activation_bits: int | None = None, sign_zero: int = 0, output: str, pack_shift: Tensor | None = None,
+    pack_sign_zero: int = 0,
+) -> Result: ...  # fmt: skip
+
+
+def linear(
+    x: Tensor | PackedActivations,
+    indices: Tensor | PackedWeight,
+    codebook: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    slope: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation_bits: int | None = None,
+    sign_zero: int = 0,
+    output: str = "float",
+    pack_shift: Tensor | None = None,
+    pack_sign_zero: int = 0,
+) -> Result:
+    """Multiplies the last dimension of x with a sub-bit weight: ``act(scale * F.linear(x, W) + ...)`` as :func:`conv`.
+
+    It is the 1x1 case of :func:`conv`, whose other arguments it shares.
+
+    Args:
+        x: (..., C_in) floats; or :class:`PackedActivations` of shape (N, C_in, 1, 1), which stand for (N, C_in).
+        indices: (C_out, C_in / g) integers, or a :class:`PackedWeight`.
+        codebook: (K, g) of +-1, kernels being compiled for g = 8; or None with a PackedWeight.
+        bias: (C_out,) or None.
+        scale: (C_out,) or None.
+        residual: the output's shape, (..., C_out), or None.
+        activation: as in :func:`conv`; so are slope and shift.
+        slope: (C_out,) of "prelu".
+        shift: (C_out,) or None.
+        activation_bits: 32, or 1 to take the sign of x first; None for 1 where x is packed, else 32.
+        sign_zero: what the sign of an exact 0 is, 0 or 1.
+        output: "float", "packed" or "both". A packed output is of shape (N, C_out, 1, 1), where x is (N, C_in).
+        pack_shift: as in :func:`conv`; so is pack_sign_zero.
+        pack_sign_zero: what a sign of exactly 0 becomes in a packed output.
+
+    Returns:
+        (..., C_out) in x's dtype, float32 where x is packed; or what ``output`` asks for.
+
+    Raises:
+        TypeError, ValueError: as :func:`conv`.
+    """
+    weight = _as_packed(indices, codebook)
+    if weight.unit[1:] != (1, 1):
+        raise ValueError(f"codebook must have units of 1x1 taps for linear, got units {weight.unit}")
+    # The vectors are the pixels of an image one row high, read in place.
+    pixels: Tensor | PackedActivations
+    if isinstance(x, PackedActivations):
+        if x.shape[2:] != (1, 1):
+            raise ValueError(f"x must be (N, C_in, 1, 1) where it is packed, got shape {x.shape}")
+        leading: tuple[int, ...] = x.shape[:1]
+        pixels = _turned(x)
+    else:
+        _check_floats(x)
+        if x.dim() < 1:
+            raise ValueError("x must be (..., C_in), got a scalar")
+        leading = x.shape[:-1]
+        pixels = _as_pixels(x)
+    if output != "float" and len(leading) != 1:
+        raise ValueError(f"x must be (N, C_in) where output is {output!r}, got shape {tuple(x.shape)}")
+    if isinstance(residual, Tensor):
+        expected = (*leading, weight.out_channels)
+        if tuple(residual.shape) != expected:
+            raise ValueError(f"residual must have the output's shape {expected}, got {tuple(residual.shape)}")
+        residual = _as_pixels(residual)
+    result = conv(
+        pixels, weight, None, bias, scale=scale, residual=residual, activation=activation, slope=slope, shift=shift,
+        activation_bits=activation_bits, sign_zero=sign_zero, output=output, pack_shift=pack_shift,
+        pack_sign_zero=pack_sign_zero,
+    )  # fmt: skip
+    if isinstance(result, PackedActivations):
+        return _turned(result)
+    y = result if isinstance(result, Tensor) else result[0]
+    y = y.permute(0, 3, 2, 1).reshape(*leading, weight.out_channels)
+    return y if isinstance(result, Tensor) else (y, _turned(result[1]))
+
+
+def _turned(packed: PackedActivations) -> PackedActivations:
+    """(N, C, 1, 1) as the pixels of one image (1, C, 1, N), and back; nothing as it is."""
+    if not packed.plus.numel():
+        return packed
+    plus, nonzero = (None if t is None else t.transpose(0, 2) for t in (packed.plus, packed.nonzero))
+    return PackedActivations(cast("Tensor", plus), nonzero, packed.channels, trusted=True)
+
+
+def _as_pixels(x: Tensor) -> Tensor:
+    """(..., C) as an image (1, C, 1, pixels), or (0, C, 1, 1) of nothing."""
+    return x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 2, 1) if x.numel() else x.new_empty(0, x.shape[-1], 1, 1)
+
+
+def pack(x: Tensor, shift: Tensor | None = None, sign_zero: int = 0) -> PackedActivations:
+    """The sign of ``x + shift``, packed: what a convolution with ``activation_bits=1`` sees.
+
+    Args:
+        x: (N, C, H, W), float32, float16 or bfloat16, any strides.
+        shift: (C,) floats added in float32, or None.
+        sign_zero: what the sign of an exact 0 is. With 0 it stays 0, and so does NaN's: two bits an activation. With
+            1 it is +1: one bit an activation, which cannot say 0, so that NaN becomes -1.
+
+    Returns:
+        The activations; ``unpack()`` gives them back as floats.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a value or size breaks a rule, naming it.
+    """
+    _check_floats(x)
+    if x.dim() != 4 or x.shape[1] < 1:
+        raise ValueError(f"x must be (N, C, H, W) with C at least 1, got shape {tuple(x.shape)}")
+    _check_optional_tensors(shift=shift)
+    _one_of("sign_zero", sign_zero, (0, 1))
+    plus, nonzero = torch.ops.subbit_infer.pack(x, shift, sign_zero)
+    return PackedActivations(plus, None if sign_zero else nonzero, x.shape[1], trusted=True)

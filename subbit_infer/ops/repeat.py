@@ -1,0 +1,203 @@
+"""Calls that were made before: run again without checking again.
+
+Checking and planning a call takes longer than many a layer does. What has been found right once is right again for
+the same weight and vectors (the very same tensors, unchanged in place) and an input of the same sizes and strides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from subbit_infer.backends import cpu as _native
+from subbit_infer.backends.cuda import runtime as _native_cuda
+from subbit_infer.backends.cuda import weight as _cuda_weight
+from subbit_infer.core.conv_args import is_bare
+from subbit_infer.core.weight import PackedWeight
+from subbit_infer.ops import dispatch as _dispatch
+
+Vectors = tuple[Tensor | None, ...]
+Outputs = tuple[Tensor | None, Tensor | None, Tensor | None]  # y, plus, nonzero
+
+_MOST = 32  # calls that one weight remembers
+
+
+class Repeat(NamedTuple):
+    """A call that was right. It holds its vectors, so that none other can come to have their addresses."""
+
+    conv: _native.Conv | _native_cuda.Launch
+    sizes: tuple[int, ...]
+    dtype: torch.dtype  # of floats
+    strides: tuple[int, ...] | None  # of a float output
+    words: tuple[int, ...] | None  # the shape of packed outputs
+    has_nonzero: bool
+    vectors: Vectors
+    pointers: tuple[int, ...]
+    dense: tuple[Any, ...] | None  # scale, bias and geometry of the dense convolution that runs instead
+
+
+def _pointers(vectors: Vectors) -> tuple[int, ...]:
+    return tuple([0 if v is None else v.data_ptr() for v in vectors])
+
+
+def _key(x: Tensor, x_nonzero: Tensor | None, residual: Tensor | None, options: tuple[object, ...]) -> object:
+    of_nonzero = None if x_nonzero is None else x_nonzero.device
+    of_residual = None if residual is None else (residual.stride(), residual.device)
+    return x.dtype, x.shape, x.stride(), x.device, of_nonzero, of_residual, torch.get_num_threads(), options
+
+
+def _runs_on_cuda(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def _find_prepared(x: Tensor, weight: PackedWeight) -> _native.Prepared | _cuda_weight.Prepared | None:
+    find = _cuda_weight.find_prepared if _runs_on_cuda(x) else _native.find_prepared
+    return find(weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit)
+
+
+def _is_plain(t: Tensor | None) -> bool:
+    return t is None or (
+        type(t) is Tensor
+        and (t.is_cpu or t.is_cuda)
+        and t.layout is torch.strided
+        and not t.is_neg()
+        and t.untyped_storage().nbytes() > 0
+    )
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return any(t is not None and t.requires_grad for t in tensors)
+
+
+def repeat(
+    x: Tensor,
+    x_nonzero: Tensor | None,
+    weight: PackedWeight,
+    residual: Tensor | None,
+    vectors: Vectors,
+    options: tuple[object, ...],
+) -> Outputs | None:
+    """Runs a call that is remembered.
+
+    Args:
+        x: floats, or the words of packed activations.
+        x_nonzero: of those, or None.
+        weight: the weight.
+        residual: or None.
+        vectors: scale, bias, slope, shift and pack_shift.
+        options: everything else that was given.
+
+    Returns:
+        y, plus and nonzero, None for what is not asked for; or None where nothing like it is remembered, or where
+        something else is to see the call.
+    """
+    if not (_dispatch.nothing_watches() and _is_plain(x) and _is_plain(x_nonzero) and _is_plain(residual)):
+        return None
+    prepared = _find_prepared(x, weight)
+    if prepared is None:
+        return None
+    try:
+        call = prepared.repeats.get(_key(x, x_nonzero, residual, options))
+    except TypeError:  # an option that is a list
+        return None
+    if not isinstance(call, Repeat):
+        return None
+    pointers = _pointers(vectors)
+    if pointers != call.pointers or any(map(operator.is_not, vectors, call.vectors)):
+        return None
+    if residual is not None and (residual.dtype != call.dtype or residual.shape != call.sizes):
+        return None
+    if torch.is_grad_enabled() and _needs_grad(x, residual, *vectors):
+        return None
+    if call.dense is not None:
+        assert isinstance(prepared, _native.Prepared)
+        return prepared.convolve_densely(x, *call.dense), None, None
+
+    y = plus = nonzero = None
+    if call.strides is not None:
+        y = torch.empty_strided(call.sizes, call.strides, dtype=call.dtype, device=x.device)
+    if call.words is not None:
+        plus = torch.empty(call.words, dtype=torch.int64, device=x.device)
+        nonzero = torch.empty_like(plus) if call.has_nonzero else None
+    scale, bias, slope, shift, pack_shift = pointers
+    call.conv(
+        x.data_ptr(),
+        0 if x_nonzero is None else x_nonzero.data_ptr(),
+        0 if y is None else y.data_ptr(),
+        0 if plus is None else plus.data_ptr(),
+        0 if nonzero is None else nonzero.data_ptr(),
+        scale,
+        bias,
+        0 if residual is None else residual.data_ptr(),
+        slope,
+        shift,
+        pack_shift,
+    )
+    return y, plus, nonzero
+
+
+def remember(
+    x: Tensor,
+    x_nonzero: Tensor | None,
+    weight: PackedWeight,
+    residual: Tensor | None,
+    vectors: Vectors,
+    options: tuple[object, ...],
+    outputs: Outputs,
+    geometry: tuple[Any, ...],
+) -> None:
+    """Keeps a call that kernels have just run, if they ran it on these very tensors.
+
+    Args:
+        x: as in :func:`repeat`; so are x_nonzero, weight, residual, vectors and options.
+        x_nonzero: or None.
+        weight: the weight.
+        residual: or None.
+        vectors: scale, bias, slope, shift and pack_shift.
+        options: everything else that was given.
+        outputs: what it gave.
+        geometry: stride, padding, dilation, groups, activation_bits, sign_zero and activation, as kernels take them.
+    """
+    y, plus, nonzero = outputs
+    prepared = _find_prepared(x, weight)
+    tensors = (x, x_nonzero, residual, *vectors)
+    as_they_are = all(_is_plain(t) for t in tensors) and all(v is None or _native.is_vector(v) for v in vectors)
+    reads = _native_cuda.reads if _runs_on_cuda(x) else _native.reads
+    if prepared is None or not as_they_are or not reads(x, x_nonzero, residual):
+        return
+    if y is not None:
+        sizes = tuple(y.shape)
+    else:
+        assert plus is not None
+        sizes = x.shape[0], weight.out_channels, *plus.shape[1:3]
+    if 0 in sizes:
+        return
+    scale, bias, *others = vectors
+    dense = None
+    conv: _native.Conv | _native_cuda.Launch
+    if isinstance(prepared, _cuda_weight.Prepared):
+        *_, activation = geometry
+        bare = is_bare(activation, plus is not None, scale, bias, residual, others[1])
+        conv = _native_cuda.launch_of(prepared, x, x_nonzero, y, residual, sizes, *geometry, plus is not None, bare)
+        if conv.is_dense:
+            return  # cuDNN takes longer than the checks
+    else:
+        conv = _native.planned(prepared, x, y, residual, plus is not None, sizes, *geometry)
+    if conv.is_dense:
+        stride, padding, dilation, groups, activation_bits, _, activation = geometry
+        has_more = activation != "none" or residual is not None or any(v is not None for v in others)
+        if plus is not None or has_more or activation_bits == 1:
+            return
+        dense = scale, bias, stride, padding, dilation, groups
+    strides = None if y is None else y.stride()
+    words = None if plus is None else tuple(plus.shape)
+    dtype = x.dtype if x.is_floating_point() else torch.float32
+    call = Repeat(conv, sizes, dtype, strides, words, nonzero is not None, vectors, _pointers(vectors), dense)
+    if len(prepared.repeats) >= _MOST:
+        prepared.repeats.clear()
+    with contextlib.suppress(TypeError):  # an option that is a list
+        prepared.repeats[_key(x, x_nonzero, residual, options)] = call
