@@ -4,6 +4,7 @@ capture      a module or an exported program -> a graph whose weights are attrib
 find         convolutions and products whose weight is sub-bit -> sites, a node each
 fold         BatchNorm, scale, bias, residual, activation, shift -> the epilogue of the site before them
 signs        sign -> the site behind it; signs between two sites stay packed
+pooling      max-pooling after a site: into the epilogue goes what follows it; binary activations stay packed
 dense        what stays dense: BatchNorms folded, memory in the order that is quickest
 layers       sites -> SubbitConv2d and SubbitLinear
 rewrite      all of it, for a graph and for an exported program

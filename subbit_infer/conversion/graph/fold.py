@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from subbit_infer.conversion.graph.constants import Constants, exact
 from subbit_infer.conversion.graph.find import affine_of, arguments
+from subbit_infer.conversion.graph.pooling import move_before_pool
 from subbit_infer.conversion.graph.sites import Site, dtype_of, put, shape_of, sites
 
 aten = torch.ops.aten
@@ -25,8 +26,11 @@ def fold(module: fx.GraphModule, constants: Constants) -> None:
     Sums of scales and biases are made in float64 and rounded once.
     """
     for node, site in sites(module.graph):
-        while (user := _next(node, site, constants)) is not None:
-            node = _put_behind(module.graph, node, user, site)
+        while True:
+            if (user := _next(node, site, constants)) is not None:
+                node = _put_behind(module.graph, node, user, site)
+            elif not move_before_pool(module.graph, node, site, constants):
+                break
 
 
 def _next(node: fx.Node, site: Site, constants: Constants) -> fx.Node | None:

@@ -15,6 +15,7 @@ from subbit_infer.conversion.graph.dense import fold_dense_norms, pool_first, pr
 from subbit_infer.conversion.graph.find import find
 from subbit_infer.conversion.graph.fold import fold
 from subbit_infer.conversion.graph.layers import to_layers
+from subbit_infer.conversion.graph.pooling import halve_by_maxima
 from subbit_infer.conversion.graph.signs import absorb, pack
 from subbit_infer.conversion.graph.sites import sites
 from subbit_infer.conversion.report import Converted, LayerReport, Report
@@ -41,6 +42,7 @@ def rewrite(module: fx.GraphModule, *, folds: bool = True) -> Converted:
         pack(module, constants)
         fold_dense_norms(module, constants)
         pool_first(module)
+        halve_by_maxima(module)
         take_pixels_first(module)
         prefer_channels_last(module, Constants(module))
     done = {site.name: site.activation_bits for _, site in sites(module.graph)}

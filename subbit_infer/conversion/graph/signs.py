@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from subbit_infer.conversion.graph.constants import Constants, plain
+from subbit_infer.conversion.graph.pooling import can_stay_packed, is_max_pool, pack_pool
 from subbit_infer.conversion.graph.sites import Site, shape_of, site_of, sites
 
 aten = torch.ops.aten
@@ -70,8 +71,25 @@ def pack(module: fx.GraphModule, constants: Constants) -> None:
         if site.geometry is None:
             continue
         readers = _readers_of_signs(node, site, constants)
+        pool = next(iter(node.users), None)
         if readers:
             _pack(module.graph, node, site, readers)
+        elif pool is not None and len(node.users) == 1 and is_max_pool(pool) and can_stay_packed(pool):
+            _pack_through(module, site, pool)
+
+
+def _pack_through(module: fx.GraphModule, site: Site, pool: fx.Node) -> None:
+    """Packs what goes through a max-pooling to sites that take its signs, and to nothing else.
+
+    The sign of a maximum is the maximum of the signs.
+    """
+    zeros = {user.meta["site"].sign_zero if _takes_signs_of(user, pool) else None for user in pool.users}
+    if len(zeros) != 1 or None in zeros:
+        return
+    packed = pack_pool(module, pool)
+    site.output, site.pack_sign_zero = "packed", zeros.pop()
+    for reader in packed.users:
+        reader.meta["site"].sign_zero = 0  # packed signs have none of their own
 
 
 def _readers_of_signs(node: fx.Node, site: Site, constants: Constants) -> list[tuple[fx.Node, Tensor | None]]:
