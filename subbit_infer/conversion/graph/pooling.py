@@ -53,7 +53,7 @@ def move_before_pool(graph: fx.Graph, node: fx.Node, site: Site, constants: Cons
     assert last is not None
     moved.replace_input_with(pool, node)
     with graph.inserting_after(last):
-        new = graph.call_function(pool.target, (last, *pool.args[1:]), pool.kwargs)  # type: ignore[arg-type]
+        new = graph.call_function(pool.target, (last, *pool.args[1:]), pool.kwargs)
     new.meta = dict(pool.meta)
     last.meta = {**last.meta, "val": node.meta["val"]}
     last.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new, propagate_meta=False)

@@ -83,8 +83,10 @@ def _pack_through(module: fx.GraphModule, site: Site, pool: fx.Node) -> None:
 
     The sign of a maximum is the maximum of the signs.
     """
-    zeros = {user.meta["site"].sign_zero if _takes_signs_of(user, pool) else None for user in pool.users}
-    if len(zeros) != 1 or None in zeros:
+    if not pool.users or not all(_takes_signs_of(user, pool) for user in pool.users):
+        return
+    zeros = {user.meta["site"].sign_zero for user in pool.users}
+    if len(zeros) != 1:
         return
     packed = pack_pool(module, pool)
     site.output, site.pack_sign_zero = "packed", zeros.pop()
