@@ -17,17 +17,18 @@ from subbit_infer.backends import cpu as _native
 from subbit_infer.backends.cuda import cudnn as _cudnn
 from subbit_infer.backends.cuda import runtime as _native_cuda
 from subbit_infer.backends.cuda import weight as _cuda_weight
-from subbit_infer.core import codebook as codebooks
+from subbit_infer.core import codebook as codebook_module
 from subbit_infer.core import reference
 from subbit_infer.core.activations import check_words, pack_signs, unpack_signs, word_count
+from subbit_infer.core.bits import unpack_bits
 from subbit_infer.core.conv_args import FLOATS, Call
 from subbit_infer.core.epilogue import Epilogue
+from subbit_infer.core.sizes import pair
 from subbit_infer.core.weight import (
     check_channel_vector,
     check_indices,
     pack_codebook,
     pack_indices,
-    unpack_bits,
     unpack_codebook,
 )
 
@@ -54,7 +55,7 @@ for _schema in (
 
 def _indices(packed_indices: Tensor, units: int, codewords: int) -> Tensor:
     """The indices (C_out, units), checked."""
-    indices = unpack_bits(packed_indices, units, codebooks.tau_of(codewords))
+    indices = unpack_bits(packed_indices, units, codebook_module.tau_of(codewords))
     check_indices(indices, codewords)
     return indices
 
@@ -62,11 +63,7 @@ def _indices(packed_indices: Tensor, units: int, codewords: int) -> Tensor:
 def _decode(packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: Sequence[int]) -> Tensor:
     """The dense weight without scale, (C_out, units * g, kh, kw) float32."""
     indices = _indices(packed_indices, units, codewords)
-    return codebooks.decode(indices, unpack_codebook(packed_codebook, codewords, (unit[0], unit[1], unit[2])))
-
-
-def _pair(values: Sequence[int]) -> tuple[int, int]:
-    return values[0], values[1]
+    return codebook_module.decode(indices, unpack_codebook(packed_codebook, codewords, (unit[0], unit[1], unit[2])))
 
 
 def _float_vector(vector: Tensor | None) -> Tensor | None:
@@ -86,9 +83,9 @@ def _by_reference(call: Call, sizes: _Sizes) -> _Outputs:
         _indices(call.packed_indices, call.units, call.codewords),
         unpack_codebook(call.packed_codebook, call.codewords, (call.unit[0], call.unit[1], call.unit[2])),
         call.bias,
-        _pair(call.stride),
-        _pair(call.padding),
-        _pair(call.dilation),
+        pair(call.stride),
+        pair(call.padding),
+        pair(call.dilation),
         call.groups,
         scale=call.scale,
         residual=call.residual,
@@ -112,7 +109,7 @@ def _densely(call: Call, weight: _native.Prepared, sizes: _Sizes) -> _Outputs:
     if weight.decoded is None:
         weight.decoded = _decode(call.packed_indices, call.packed_codebook, call.units, call.codewords, call.unit)
     x = call.float_x()
-    geometry = _pair(call.stride), _pair(call.padding), _pair(call.dilation), call.groups
+    geometry = pair(call.stride), pair(call.padding), pair(call.dilation), call.groups
     if call.activation_bits == 1:  # sums of signs are exact, and so is what follows them
         x = x if call.is_packed else reference.binarize(x, call.sign_zero)
         y = call.epilogue.apply(weight.convolve_densely(x, None, None, *geometry))
@@ -148,9 +145,9 @@ def _plain_arguments(call: Call) -> tuple[Any, ...]:
     return (
         _float_vector(call.scale),
         _float_vector(call.bias),
-        _pair(call.stride),
-        _pair(call.padding),
-        _pair(call.dilation),
+        pair(call.stride),
+        pair(call.padding),
+        pair(call.dilation),
         call.groups,
         call.activation_bits,
         call.sign_zero,
@@ -213,14 +210,14 @@ def _densely_on_cuda(call: Call, weight: _cuda_weight.Prepared, sizes: _Sizes) -
     dtype = call.dtype if call.is_bare and not binary else torch.float32
     x = call.float_x() if call.is_packed else call.x
     x = (reference.binarize(x, call.sign_zero) if binary and not call.is_packed else x).to(dtype)
-    x, padding = reference.padded(x, unit[1:], _pair(call.padding), _pair(call.dilation))
+    x, padding = reference.padded(x, unit[1:], pair(call.padding), pair(call.dilation))
     if not _cudnn.has_cudnn(x, sizes):
         return _by_reference(call, sizes)
     decoded = weight.dense(
         dtype, lambda: _decode(call.packed_indices, call.packed_codebook, call.units, call.codewords, call.unit)
     )
     sums = _cudnn.dense_sums(
-        x, decoded, _pair(call.stride), padding, _pair(call.dilation), call.groups, allow_tf32=is_half and not binary
+        x, decoded, pair(call.stride), padding, pair(call.dilation), call.groups, allow_tf32=is_half and not binary
     )
     y = call.epilogue.apply(sums.round_() if binary else sums)
     plus, nonzero = _pack_on_device(y, call.pack_shift, call.pack_sign_zero) if call.packed_output else (None, None)
@@ -396,7 +393,7 @@ def _decode_fake(
 @torch.library.register_fake("subbit_infer::pack_indices", lib=_library)
 def _pack_indices_fake(indices: Tensor, codewords: int) -> Tensor:
     out_channels, units = indices.shape
-    return indices.new_empty((out_channels, (units * codebooks.tau_of(codewords) + 7) // 8), dtype=torch.uint8)
+    return indices.new_empty((out_channels, (units * codebook_module.tau_of(codewords) + 7) // 8), dtype=torch.uint8)
 
 
 @torch.library.register_fake("subbit_infer::pack_codebook", lib=_library)
