@@ -110,7 +110,7 @@ def _densely(call: Call, weight: _native.Prepared, sizes: _Sizes) -> _Outputs:
         weight.decoded = _decode(call.packed_indices, call.packed_codebook, call.units, call.codewords, call.unit)
     x = call.float_x()
     geometry = pair(call.stride), pair(call.padding), pair(call.dilation), call.groups
-    if call.activation_bits == 1:  # sums of signs are exact, and so is what follows them
+    if call.activation_bits == 1:  # sums of binary activations are exact, and so is what follows them
         x = x if call.is_packed else reference.binarize(x, call.sign_zero)
         y = call.epilogue.apply(weight.convolve_densely(x, None, None, *geometry))
     else:
@@ -201,9 +201,9 @@ def _on_cpu(call: Call, sizes: _Sizes) -> _Outputs:
 def _densely_on_cuda(call: Call, weight: _cuda_weight.Prepared, sizes: _Sizes) -> _Outputs:
     """By the decoded weight and cuDNN, where no kernel is quicker.
 
-    float32 is convolved without TF32, whatever torch's flags; halves with it, where products with +-1 are exact, or as
-    halves if rounding is the last thing done to the sums. Sums of signs are rounded to the integers that they are:
-    some of cuDNN's algorithms are not exact.
+    float32 is convolved without TF32, whatever torch's flags; float16 and bfloat16 with it, where products with +-1 are
+    exact, or in their own type if rounding is the last thing done to the sums. Sums of binary activations are rounded
+    to the integers that they are: some of cuDNN's algorithms are not exact.
     """
     unit = cast("tuple[int, int, int]", tuple(call.unit))
     binary, is_half = call.activation_bits == 1, call.dtype != torch.float32
