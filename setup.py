@@ -1,6 +1,7 @@
 """Builds subbit_infer._C, and _C_cuda where nvcc is found, with CMake and Ninja; all else is in pyproject.toml."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,9 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_BUILD_TYPE={os.environ.get('SUBBIT_BUILD_TYPE', 'Release')}",
             f"-DSUBBIT_SANITIZE={os.environ.get('SUBBIT_SANITIZE', 'OFF')}",
             f"-DSUBBIT_CUDA={os.environ.get('SUBBIT_CUDA', 'AUTO')}",
+            # An isolated build brings its own ninja and pybind11 and deletes them afterwards, while CMake's cache
+            # remembers where they were. So every build says anew where its tools are.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",

@@ -29,6 +29,7 @@ FIGURES = {
     "outputs": "Time against the number of outputs",
     "batch": "Time of an image against the batch",
 }
+FIRST = ("networks", "networks-2threads")  # what people run, before its parts
 TITLES = {
     "layers": "Layers, one thread",
     "layers-avx2": "Layers, everybody held to AVX2 (ONNX Runtime cannot be)",
@@ -55,11 +56,12 @@ def write(records: dict[str, Record], gpu: Record | None, docs: Path) -> Path:
     folder = docs / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     drawn = figures.draw_all(records, folder)
-    grids = tables.of_bars(records), tables.of_losses(records.values())
-    parts = [INTRODUCTION, _machine(records), *map(_section, grids)]
+    parts = [INTRODUCTION, *(_part(records[name], TITLES[name]) for name in FIRST if name in records)]
+    parts += [_figure(path) for path in drawn if path.stem == "timeline"]
+    parts += [_machine(records), _section(tables.of_bars(records)), _folded(tables.of_losses(records.values()))]
     parts.append("## Figures\n")
-    parts += [f"![{FIGURES[path.stem]}](figures/{path.name})\n" for path in drawn]
-    parts += [_part(records[name], title) for name, title in TITLES.items() if name in records]
+    parts += [_figure(path) for path in drawn if path.stem != "timeline"]
+    parts += [_part(records[name], title) for name, title in TITLES.items() if name in records and name not in FIRST]
     parts.append(of_gpu(gpu))
     path = docs / "performance.md"
     path.write_text("\n".join(parts))
@@ -68,6 +70,18 @@ def write(records: dict[str, Record], gpu: Record | None, docs: Path) -> Path:
 
 def _section(grid: Grid) -> str:
     return f"## {grid.title}\n\n{grid.markdown() if grid.rows else 'Nowhere in this run.'}"
+
+
+def _figure(path: Path) -> str:
+    return f"![{FIGURES[path.stem]}](figures/{path.name})\n"
+
+
+def _folded(grid: Grid) -> str:
+    """A long section behind a line that opens it."""
+    if not grid.rows:
+        return _section(grid)
+    summary = f"<summary>All {len(grid.rows)} comparisons with a ratio under 1</summary>"
+    return f"## {grid.title}\n\n<details>{summary}\n\n{grid.markdown()}\n</details>\n"
 
 
 def _machine(records: dict[str, Record]) -> str:

@@ -1,5 +1,7 @@
 """Settings of the documentation site; `make docs` builds it into out/docs."""
 
+import os
+
 import subbit_infer
 
 project = "subbit_infer"
@@ -7,7 +9,20 @@ author = "the subbit_infer authors"
 copyright = f"2026, {author}"  # noqa: A001
 release = version = subbit_infer.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+# Links into the documentation of others need their inventories: made where the site is published, not on every machine.
+intersphinx_mapping = (
+    {"python": ("https://docs.python.org/3", None), "torch": ("https://docs.pytorch.org/docs/stable", None)}
+    if "READTHEDOCS" in os.environ
+    else {}
+)
 myst_heading_anchors = 3  # so that pages may link to each other's headings
 
 autodoc_default_options = {"members": True}

@@ -24,7 +24,8 @@ try:
 except ImportError as error:
     if "GOMP" not in str(error) and "omp_" not in str(error):
         raise ImportError(
-            f"the compiled module subbit_infer._C is not in {Path(__file__).parent.parent} or cannot be loaded: {error}. "
+            f"the compiled module subbit_infer._C is not in {Path(__file__).parent.parent} or cannot be loaded: "
+            f"{error}. "
             "In a clone, run from another directory, after 'pip install .', or install with 'pip install -e .'"
         ) from error
     ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)  # a torch without OpenMP: bring one

@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import GetAttrKey, register_pytree_node
 
+from subbit_infer.core.bits import bits_of_numbers, numbers_of_bits
+
 WORD = 64
 
 
@@ -55,13 +57,12 @@ def _words(bits: Tensor) -> Tensor:
     channels = bits.shape[1]
     by_pixel = F.pad(bits.permute(0, 2, 3, 1), (0, word_count(channels) * WORD - channels))
     by_pixel = by_pixel.unflatten(-1, (word_count(channels), WORD))
-    words: Tensor = (by_pixel.to(torch.int64) << torch.arange(WORD, device=bits.device)).sum(-1)
-    return words
+    return numbers_of_bits(by_pixel)
 
 
 def _bits(words: Tensor, channels: int) -> Tensor:
     """The inverse of :func:`_words` but for the order: (N, H, W, channels) float32 of 0 and 1."""
-    bits = (words.unsqueeze(-1) >> torch.arange(WORD, device=words.device)) & 1
+    bits = bits_of_numbers(words, WORD)
     return bits.flatten(-2)[..., :channels].to(torch.float32)
 
 

@@ -13,14 +13,48 @@ import math
 import torch
 from torch import Tensor
 
-Unit = tuple[int, int, int]
+from subbit_infer.core.bits import bits_of_numbers, numbers_of_bits
+from subbit_infer.core.units import (
+    MAX_CODEWORDS,
+    MAX_TAPS,
+    MAX_TAU,
+    UNIT_1X1,
+    UNIT_3X3,
+    Unit,
+    check_finite,
+    check_real,
+    check_signs,
+    check_tau,
+    check_unit,
+    check_weight,
+    checked_taps,
+    default_unit,
+    tau_of,
+)
 
-UNIT_3X3: Unit = (1, 3, 3)
-UNIT_1X1: Unit = (8, 1, 1)
+__all__ = [
+    "MAX_CODEWORDS",
+    "MAX_KMEANS_TAPS",
+    "MAX_TAPS",
+    "MAX_TAU",
+    "UNIT_1X1",
+    "UNIT_3X3",
+    "Unit",
+    "as_units",
+    "assign",
+    "check_codebook",
+    "decode",
+    "default_unit",
+    "equal_intervals",
+    "full_set",
+    "hamming_kmeans",
+    "most_frequent",
+    "numbers",
+    "tau_of",
+    "units_of",
+    "vanilla",
+]
 
-MAX_CODEWORDS = 256
-MAX_TAU = 8
-MAX_TAPS = 16  # of a set that is listed whole: 65,536 codewords
 MAX_KMEANS_TAPS = 9  # of a set whose codewords are compared with each other: 512 x 512
 
 # Of hamming_kmeans. They find codebooks that change up to 3 % fewer signs than the search from the most frequent units
@@ -31,46 +65,6 @@ _RANDOM_STARTS = 4
 # One chunk of assign's dot products. Any size gives the same result; this one stays in the cache, which made it four
 # times as fast as chunks of 32 MiB (0.07 s against 0.31 s for 512x512 kernels and 256 codewords on two cores).
 _CHUNK_BYTES = 4 * 2**20
-
-
-def default_unit(kernel_size: tuple[int, int]) -> Unit:
-    """Gives the paper's unit for a kernel size.
-
-    Args:
-        kernel_size: (kh, kw) of the convolution.
-
-    Returns:
-        ``UNIT_3X3`` for (3, 3), ``UNIT_1X1`` for (1, 1).
-
-    Raises:
-        ValueError: Another kernel size, for which the paper has no unit.
-
-    Source: supplement, Table 5.
-    """
-    if kernel_size == (3, 3):
-        return UNIT_3X3
-    if kernel_size == (1, 1):
-        return UNIT_1X1
-    raise ValueError(f"kernel_size must be (3, 3) or (1, 1) to have a default unit, got {kernel_size}")
-
-
-def tau_of(codewords: int) -> int:
-    """Gives the bits of an index into a codebook.
-
-    Args:
-        codewords: K, the number of codewords, at least 1.
-
-    Returns:
-        ``max(1, ceil(log2(K)))``.
-
-    Raises:
-        ValueError: K below 1.
-
-    Source: supplement, Table 5 ("SNN bits").
-    """
-    if codewords < 1:
-        raise ValueError(f"codewords must be at least 1, got {codewords}")
-    return max(1, (codewords - 1).bit_length())
 
 
 def full_set(unit: Unit = UNIT_3X3) -> Tensor:
@@ -88,7 +82,7 @@ def full_set(unit: Unit = UNIT_3X3) -> Tensor:
 
     Source: main paper, the sets K and K'; supplement, Table 5 ("Full set").
     """
-    taps = _taps(unit)
+    taps = checked_taps(unit)
     return _codewords(torch.arange(2**taps), unit)
 
 
@@ -107,12 +101,12 @@ def numbers(codewords: Tensor) -> Tensor:
 
     Source: main paper, the index of a binary kernel; supplement, section E.
     """
-    _check_real("codewords", codewords)
+    check_real("codewords", codewords)
     if codewords.ndim != 4:
         raise ValueError(f"codewords must have shape (K, g, kh, kw), got {tuple(codewords.shape)}")
-    _taps((codewords.shape[1], codewords.shape[2], codewords.shape[3]))
-    _check_signs("codewords", codewords)
-    return _numbers_of_bits(codewords > 0)
+    checked_taps((codewords.shape[1], codewords.shape[2], codewords.shape[3]))
+    check_signs("codewords", codewords)
+    return numbers_of_bits((codewords > 0).flatten(1).flip(1))
 
 
 def as_units(codebook: Tensor) -> Tensor:
@@ -128,7 +122,7 @@ def as_units(codebook: Tensor) -> Tensor:
         TypeError: Not a tensor, or a complex or boolean one.
         ValueError: Another shape, no tap, or K out of range.
     """
-    _check_real("codebook", codebook)
+    check_real("codebook", codebook)
     shape = tuple(codebook.shape)
     if codebook.ndim not in (2, 3, 4):
         raise ValueError(f"codebook must have shape (K, g, kh, kw), (K, kh, kw) or (K, g), got {shape}")
@@ -155,7 +149,7 @@ def check_codebook(codebook: Tensor) -> Tensor:
     Source: supplement, Table 5 ("Element of a set/subset", "Subset").
     """
     units = as_units(codebook)
-    _check_signs("codebook", units)
+    check_signs("codebook", units)
     return units.detach().to(torch.float32).contiguous()
 
 
@@ -179,13 +173,13 @@ def vanilla(
 
     Source: main paper, "Vanilla-SNN" (random subsets, layer by layer).
     """
-    _check_tau(tau, unit)
+    check_tau(tau, unit)
     if seed is not None:
         if generator is not None:
             raise ValueError(f"seed and generator exclude each other, got seed {seed} and a generator")
         generator = torch.Generator().manual_seed(seed)
     device = torch.device("cpu") if generator is None else generator.device
-    drawn = torch.randperm(2 ** _taps(unit), generator=generator, device=device)[: 2**tau]
+    drawn = torch.randperm(2 ** checked_taps(unit), generator=generator, device=device)[: 2**tau]
     return _codewords(drawn.cpu().sort().values, unit)
 
 
@@ -205,8 +199,8 @@ def equal_intervals(tau: int, unit: Unit = UNIT_3X3) -> Tensor:
 
     Source: supplement, section E, Baseline A.
     """
-    _check_tau(tau, unit)
-    return _codewords(torch.arange(2**tau) * 2 ** (_taps(unit) - tau), unit)
+    check_tau(tau, unit)
+    return _codewords(torch.arange(2**tau) * 2 ** (checked_taps(unit) - tau), unit)
 
 
 def most_frequent(weight: Tensor, tau: int, unit: Unit | None = None) -> Tensor:
@@ -257,7 +251,7 @@ def hamming_kmeans(weight: Tensor, tau: int, unit: Unit | None = None, *, seed: 
     "Faster k-Medoids Clustering" (2019), for the exchange; supplement, section E, for what it improves on.
     """
     unit, counts = _counts(weight, tau, unit)
-    if (taps := _taps(unit)) > MAX_KMEANS_TAPS:
+    if (taps := checked_taps(unit)) > MAX_KMEANS_TAPS:
         raise ValueError(f"unit must have at most {MAX_KMEANS_TAPS} taps for k-means, got {taps} in {unit}")
     counts = counts.cpu()
     signs = full_set(unit).flatten(1).to(torch.float64)
@@ -292,8 +286,8 @@ def units_of(weight: Tensor, unit: Unit) -> Tensor:
 
     Source: supplement, section C and Table 5.
     """
-    _check_weight(weight)
-    _check_unit(unit)
+    check_weight(weight)
+    check_unit(unit)
     out_channels, in_channels, *kernel_size = weight.shape
     group, *taps = unit
     if kernel_size != taps:
@@ -325,7 +319,7 @@ def assign(weight: Tensor, codebook: Tensor, *, chunk: int | None = None) -> Ten
 
     Source: main paper, the binarization of SNN (argmin of the squared distance); supplement, section C.
     """
-    _check_weight(weight)
+    check_weight(weight)
     codewords = check_codebook(codebook).to(weight.device)
     count, group, kh, kw = codewords.shape
     units = units_of(weight, (group, kh, kw))
@@ -334,7 +328,7 @@ def assign(weight: Tensor, codebook: Tensor, *, chunk: int | None = None) -> Ten
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     rows = units.detach().to(torch.float32).reshape(-1, group * kh * kw)
-    _check_finite(rows)
+    check_finite(rows)
     columns = codewords.flatten(1).t().contiguous()
     nearest = torch.empty(rows.shape[0], dtype=torch.int64, device=rows.device)
     for start in range(0, rows.shape[0], chunk):
@@ -378,13 +372,13 @@ def decode(indices: Tensor, codebook: Tensor) -> Tensor:
 def _counts(weight: Tensor, tau: int, unit: Unit | None) -> tuple[Unit, Tensor]:
     """Checks what a codebook is to be made from; gives the unit and how often each number occurs, int64 (2**taps,)."""
     if unit is None:
-        _check_weight(weight)
+        check_weight(weight)
         unit = default_unit((weight.shape[2], weight.shape[3]))
-    _check_tau(tau, unit)
+    check_tau(tau, unit)
     units = units_of(weight, unit)
-    _check_finite(weight)
-    found = _numbers_of_bits((units >= 0).flatten(0, 1))
-    return unit, torch.bincount(found, minlength=2 ** _taps(unit))
+    check_finite(weight)
+    found = numbers_of_bits((units >= 0).flatten(0, 1).flatten(1).flip(1))
+    return unit, torch.bincount(found, minlength=2 ** checked_taps(unit))
 
 
 def _exchange(costs: Tensor, chosen: Tensor) -> Tensor:
@@ -415,65 +409,5 @@ def _dot_products(rows: Tensor, columns: Tensor) -> Tensor:
 
 def _codewords(found: Tensor, unit: Unit) -> Tensor:
     """Gives float32 (N, g, kh, kw), the codewords with the numbers int64 (N,)."""
-    places = torch.arange(_taps(unit) - 1, -1, -1, device=found.device)
-    bits = (found[:, None] >> places) & 1
+    bits = bits_of_numbers(found, checked_taps(unit)).flip(1)
     return (2 * bits - 1).to(torch.float32).reshape(-1, *unit)
-
-
-def _numbers_of_bits(bits: Tensor) -> Tensor:
-    """Gives int64 (N,), the numbers of the codewords with the bits bool (N, g, kh, kw)."""
-    taps = bits.flatten(1)
-    places = torch.arange(taps.shape[1] - 1, -1, -1, device=bits.device)
-    return (taps.to(torch.int64) << places).sum(1)
-
-
-def _check_unit(unit: Unit) -> None:
-    if len(unit) != 3 or any(isinstance(side, bool) or not isinstance(side, int) for side in unit):
-        raise TypeError(f"unit must be three integers (g, kh, kw), got {unit}")
-    if min(unit) < 1:
-        raise ValueError(f"unit must have sides of at least 1, got {unit}")
-
-
-def _taps(unit: Unit) -> int:
-    """Checks a unit whose full set is numbered, and gives its taps."""
-    _check_unit(unit)
-    taps = math.prod(unit)
-    if taps > MAX_TAPS:
-        raise ValueError(f"unit must have at most {MAX_TAPS} taps, got {taps} in {unit}")
-    return taps
-
-
-def _check_tau(tau: int, unit: Unit) -> None:
-    if isinstance(tau, bool) or not isinstance(tau, int):
-        raise TypeError(f"tau must be an integer, got {type(tau).__name__}")
-    most = min(MAX_TAU, _taps(unit))
-    if not 1 <= tau <= most:
-        raise ValueError(f"tau must be 1 to {most} for a unit {unit}, got {tau}")
-
-
-def _check_real(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if tensor.dtype.is_complex or tensor.dtype == torch.bool:
-        raise TypeError(f"{name} must have a floating or integer dtype, got {tensor.dtype}")
-
-
-def _check_weight(weight: Tensor) -> None:
-    _check_real("weight", weight)
-    if weight.ndim != 4:
-        raise ValueError(f"weight must have shape (C_out, C_in, kh, kw), got {tuple(weight.shape)}")
-
-
-def _check_signs(name: str, tensor: Tensor) -> None:
-    # In float64, because a uint8 255 compares equal to -1.
-    wrong = tensor.detach().to(torch.float64).abs() != 1
-    if wrong.any():
-        at = wrong.nonzero()[0].tolist()
-        raise ValueError(f"{name} must hold only +1 and -1, got {tensor[tuple(at)].item()} at {at}")
-
-
-def _check_finite(tensor: Tensor) -> None:
-    finite = torch.isfinite(tensor)
-    if not finite.all():
-        bad = tensor[~finite]
-        raise ValueError(f"weight must be finite, got {bad[0].item()} first and {bad.numel()} such values in all")

@@ -9,7 +9,7 @@ Table 6 (ResNet-50 on CIFAR10) is counted as follows. Its parameters then come o
 
 - all convolutions but the first, those of the shortcuts included, and not the last linear layer;
 - the weights alone: no codebook, scale, bias or batch normalization;
-- 32, 1, tau/9 (3x3) and tau/8 (1x1) bits a weight; 1 Mbit is 10**6 bits.
+- 32, 1, tau/9 (3x3) and tau/8 (1x1) bits per weight; 1 Mbit is 10**6 bits.
 
 The Bit-OPs need the original ResNet-50, which puts the stride of a stage on its first 1x1 convolution and not on the
 3x3, and a first convolution of stride 1 without pooling after it. The dense figures then agree to rounding (78.11 for
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from subbit_infer.core.codebook import MAX_TAU, default_unit
 
 Weights = Literal["full", "binary"] | int
-"""Bits of the weights: 32 ("full"), 1 ("binary"), or tau bits a unit."""
+"""Bits of the weights: 32 ("full"), 1 ("binary"), or tau bits per unit."""
 
 _FULL_BITS = 32
 _FULL_OPS = 64  # Bit-OPs of a multiply-add of two 32-bit numbers
@@ -110,7 +110,7 @@ def layer_cost(
 
     Args:
         shape: The layer's sizes.
-        weights: "full" (32 bits), "binary" (1 bit), or tau, 1 to 8, for tau bits a unit.
+        weights: "full" (32 bits), "binary" (1 bit), or tau, 1 to 8, for tau bits per unit.
         activation_bits: 1 or 32; full-precision weights go with 32 only.
         add_cost: Bit-OPs of adding one shared response to one output: 0.5 or 1 in the paper's figures.
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from subbit_infer.core import codebook as codebooks
+from subbit_infer.core import codebook as codebook_module
 from subbit_infer.core.epilogue import Epilogue
 
 
@@ -91,7 +91,7 @@ def conv2d(
         (N, C_out, H_out, W_out) in x's dtype.
     """
     x = binarize(x, sign_zero) if activation_bits == 1 else x
-    weight = codebooks.decode(indices, codebook).to(x.dtype)
+    weight = codebook_module.decode(indices, codebook).to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):  # the sums are float32 whatever surrounds the call
         sums = dense_conv2d(x, weight, None, stride, padding, dilation, groups)
         return Epilogue(scale, bias, residual, activation, slope, shift).apply(sums)

@@ -4,54 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from subbit_infer.core import codebook as codebooks
+from subbit_infer.core import codebook as codebook_module
 from subbit_infer.core.atomic import replacing
+from subbit_infer.core.bits import byte_count, numbers_of_bits, pack_bits, unpack_bits
+from subbit_infer.core.safetensors_io import check_format, json_object, reading
 
 FORMAT = "subbit_infer"
 FORMAT_VERSION = 1
-
-
-def byte_count(bits: int) -> int:
-    """Bytes that hold so many bits."""
-    return -(-bits // 8)
-
-
-def pack_bits(values: Tensor, width: int) -> Tensor:
-    """Packs integers of ``width`` bits into a little-endian bit stream a row.
-
-    Args:
-        values: (rows, n) integers in [0, 2^width).
-        width: bits of one value.
-
-    Returns:
-        (rows, ceil(n * width / 8)) uint8, laid out as :class:`PackedWeight` describes; spare bits are 0.
-    """
-    rows, n = values.shape
-    bits = (values.unsqueeze(-1) >> torch.arange(width, device=values.device)) & 1
-    row_bytes = byte_count(n * width)
-    stream = torch.zeros(rows, row_bytes * 8, dtype=torch.uint8, device=values.device)
-    stream[:, : n * width] = bits.reshape(rows, n * width).to(torch.uint8)
-    place = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=values.device)
-    return (stream.view(rows, row_bytes, 8) * place).sum(-1, dtype=torch.uint8)
-
-
-def unpack_bits(packed: Tensor, n: int, width: int) -> Tensor:
-    """The inverse of :func:`pack_bits`: (rows, bytes) uint8 to (rows, n) int64."""
-    rows = packed.shape[0]
-    bits = (packed.unsqueeze(-1) >> torch.arange(8, device=packed.device, dtype=torch.uint8)) & 1
-    values = bits.reshape(rows, packed.shape[1] * 8)[:, : n * width].reshape(rows, n, width).to(torch.int64)
-    return (values << torch.arange(width, device=packed.device)).sum(-1)
 
 
 _INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -93,12 +59,12 @@ def pack_indices(indices: Tensor, codewords: int) -> Tensor:
         TypeError, ValueError: as :func:`check_indices`.
     """
     check_indices(indices, codewords)
-    return pack_bits(indices.to(torch.int64), codebooks.tau_of(codewords))
+    return pack_bits(indices.to(torch.int64), codebook_module.tau_of(codewords))
 
 
 def pack_codebook(codebook: Tensor) -> Tensor:
     """Packs a codebook (K, g, kh, kw) of +-1 at one bit a tap: (ceil(K * taps / 8),) uint8, 1 for +1."""
-    bits = (codebooks.check_codebook(codebook) > 0).to(torch.int64)
+    bits = (codebook_module.check_codebook(codebook) > 0).to(torch.int64)
     return pack_bits(bits.reshape(1, -1), 1)[0]
 
 
@@ -142,7 +108,7 @@ def _distinct_units(units: Tensor) -> tuple[Tensor, Tensor]:
     unit = units.shape[2:]
     rows = units.reshape(-1, unit.numel())
     if unit.numel() <= 62:  # as numbers, which are much faster to compare than rows
-        numbers = ((rows > 0).to(torch.int64) << torch.arange(unit.numel(), device=units.device)).sum(1)
+        numbers = numbers_of_bits(rows > 0)
         distinct, indices = numbers.unique(return_inverse=True)
         first = torch.empty_like(distinct).scatter_(0, indices, torch.arange(len(rows), device=units.device))
         codewords = rows[first]
@@ -200,7 +166,7 @@ class PackedWeight:
         Raises:
             TypeError, ValueError: naming the argument, the rule and the value given.
         """
-        codebook = codebooks.check_codebook(codebook)
+        codebook = codebook_module.check_codebook(codebook)
         packed = pack_indices(indices, codebook.shape[0])
         g, kh, kw = codebook.shape[1:]
         return cls(
@@ -241,8 +207,8 @@ class PackedWeight:
             weight = weight[:, :, None, None]
         if weight.dim() != 4 or 0 in weight.shape:
             raise ValueError(f"weight must be (C_out, C_in, kh, kw) and not empty, got shape {tuple(weight.shape)}")
-        if tau is not None and (type(tau) is not int or not 1 <= tau <= codebooks.MAX_TAU):
-            raise ValueError(f"tau must be an int from 1 to {codebooks.MAX_TAU}, or None, got {tau!r}")
+        if tau is not None and (type(tau) is not int or not 1 <= tau <= codebook_module.MAX_TAU):
+            raise ValueError(f"tau must be an int from 1 to {codebook_module.MAX_TAU}, or None, got {tau!r}")
         weight = weight.detach().to(torch.float32)
         unit = _unit_of(weight) if unit is None else unit
         scale = weight[:, 0, 0, 0].abs()
@@ -254,9 +220,9 @@ class PackedWeight:
                 "weight must be +-alpha with one finite alpha > 0 an output channel; "
                 f"weight{list(at)} is {weight[at].item()} in a channel with alpha {scale[at[0]].item()}"
             )
-        units = codebooks.units_of(weight.sign(), unit)
+        units = codebook_module.units_of(weight.sign(), unit)
         codewords, indices = _distinct_units(units)
-        most = 2**codebooks.MAX_TAU if tau is None else 2**tau
+        most = 2**codebook_module.MAX_TAU if tau is None else 2**tau
         if len(codewords) > most:
             raise ValueError(
                 f"weight must have at most 2^tau = {most} distinct units, got {len(codewords)}; "
@@ -272,7 +238,7 @@ class PackedWeight:
     @property
     def tau(self) -> int:
         """Bits of an index."""
-        return codebooks.tau_of(self.codewords)
+        return codebook_module.tau_of(self.codewords)
 
     @property
     def out_channels(self) -> int:
@@ -301,7 +267,7 @@ class PackedWeight:
 
     def decode(self) -> Tensor:
         """The dense weight, scale included: (C_out, units * g, kh, kw) float32."""
-        dense = codebooks.decode(self.indices(), self.codebook())
+        dense = codebook_module.decode(self.indices(), self.codebook())
         return dense if self.scale is None else dense * self.scale[:, None, None, None]
 
     def to(self, device: torch.device | str) -> PackedWeight:
@@ -375,55 +341,6 @@ def save_weights(weights: Mapping[str, PackedWeight], path: str | os.PathLike[st
         temporary.write_bytes(safetensors.torch.save(tensors, metadata))
 
 
-@contextmanager
-def reading(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """A safetensors file, opened; its header has been checked against its size.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a safetensors file, or is cut off.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            yield file
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-
-
-def check_format(path: str | os.PathLike[str], metadata: Mapping[str, str], name: str, version: int) -> None:
-    """Checks that a file's metadata name this format in this version.
-
-    Raises:
-        ValueError: it is another format, or another version of it.
-    """
-    if metadata.get("format") != name:
-        raise ValueError(f"{path} must have format {name!r} in its metadata, got {metadata.get('format')!r}")
-    given = metadata.get("version", "")
-    if given == str(version):
-        return
-    # So many digits at most, that they are quickly read.
-    is_newer = given.isdecimal() and len(given) < 10 and int(given) > version
-    newer = f"version {given}: made by a newer subbit_infer; update" if is_newer else "no such version"
-    raise ValueError(f"{path} must have format version {version}, got {given[:80]!r} ({newer})")
-
-
-def json_object(path: str | os.PathLike[str], metadata: Mapping[str, str], key: str) -> dict[str, Any]:
-    """The JSON object that a file's metadata hold under a key.
-
-    Raises:
-        ValueError: there is none.
-    """
-    try:
-        found = json.loads(metadata.get(key, ""))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: the metadata {key!r} must be a JSON object: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: the metadata {key!r} must be a JSON object, got {type(found).__name__}")
-    return found
-
-
 def load_weights(path: str | os.PathLike[str]) -> dict[str, PackedWeight]:
     """Reads a file written by :func:`save_weights` and validates it wholly.
 
@@ -448,13 +365,13 @@ def _weight_of(path: str | os.PathLike[str], name: str, shape: object, tensors: 
     if not isinstance(shape, list) or len(shape) != 5 or not all(type(v) is int and v >= 1 for v in shape):
         raise ValueError(f"{where} must have five positive sizes [units, codewords, g, kh, kw], got {shape}")
     units, codewords, g, kh, kw = shape
-    if codewords > codebooks.MAX_CODEWORDS:
-        raise ValueError(f"{where} must have at most {codebooks.MAX_CODEWORDS} codewords, got {codewords}")
+    if codewords > codebook_module.MAX_CODEWORDS:
+        raise ValueError(f"{where} must have at most {codebook_module.MAX_CODEWORDS} codewords, got {codewords}")
     try:
         packed, codebook = (tensors.pop(f"{name}.{part}") for part in ("indices", "codebook"))
     except KeyError as error:
         raise ValueError(f"{where} lacks the tensor {error}") from error
-    row_bytes = byte_count(units * codebooks.tau_of(codewords))
+    row_bytes = byte_count(units * codebook_module.tau_of(codewords))
     if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[0] < 1 or packed.shape[1] != row_bytes:
         raise ValueError(
             f"{where}: indices must be uint8 of shape (C_out, {row_bytes}), got {packed.dtype} {tuple(packed.shape)}"

@@ -6,18 +6,17 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 
 from subbit_infer.backends import cpu as _native
-from subbit_infer.backends.cuda import device as _cuda_device
-from subbit_infer.backends.cuda import planner as _cuda_plan
-from subbit_infer.backends.cuda import runtime as _native_cuda
-from subbit_infer.backends.cuda import weight as _cuda_weight
 from subbit_infer.core import cost
 from subbit_infer.core.text import aligned, plain
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
+
+if TYPE_CHECKING:  # imported where a device is, or may be, a CUDA device
+    from subbit_infer.backends.cuda.planner import Planned
 
 _SHARING = ("rows", "patches", "sharing", "sparse")
 _LOOK_UP = 64  # outputs of a look-up of the plan "patches", and the most codewords
@@ -147,7 +146,7 @@ class _Seen(NamedTuple):
     output_shape: tuple[int, ...]
     device: torch.device
     kernel: str | None  # of the CPU
-    on_gpu: _cuda_plan.Planned | None
+    on_gpu: Planned | None
 
 
 def explain(
@@ -209,9 +208,11 @@ def _run(module: torch.nn.Module, example_input: Any, layers: dict[SubbitConv2d 
         y = output[0] if isinstance(output, tuple) else output
         given, made = tuple(x.shape), tuple(y.shape)
         kernel = on_gpu = None
-        of_gpu = _cuda_weight.find_prepared(*_weight_of(layer))
+        from subbit_infer.backends.cuda import runtime, weight
+
+        of_gpu = weight.find_prepared(*_weight_of(layer))
         if of_gpu is not None:
-            on_gpu = _native_cuda.last_planned(of_gpu, _sizes(layer, made))
+            on_gpu = runtime.last_planned(of_gpu, _sizes(layer, made))
         elif x.device.type == "cpu" and _has_kernel(layer, x.device):
             kernel = _native.planned_kernel(_native.prepare(*_weight_of(layer)), _sizes(layer, made))
         seen.append(_Seen(layers[layer], layer, given, made, x.device, kernel, on_gpu))
@@ -232,12 +233,16 @@ def _run(module: torch.nn.Module, example_input: Any, layers: dict[SubbitConv2d 
 
 
 def _has_kernel(layer: SubbitConv2d | SubbitLinear, device: torch.device) -> bool:
-    has_module = device.type == "cpu" or (device.type == "cuda" and _native_cuda.is_built())
+    from subbit_infer.backends.cuda import runtime
+
+    has_module = device.type == "cpu" or (device.type == "cuda" and runtime.is_built())
     return has_module and layer.unit in _native.UNITS
 
 
 def _gpu(device: torch.device) -> str:
-    facts = _cuda_device.device_of(device)
+    from subbit_infer.backends.cuda import device as cuda_device
+
+    facts = cuda_device.device_of(device)
     return f"{facts.name} (sm_{facts.capability})"
 
 
@@ -301,7 +306,9 @@ def _why_not(layer: SubbitConv2d | SubbitLinear, device: torch.device) -> str:
     """Why there is no kernel."""
     if layer.unit not in _native.UNITS:
         return f"no kernel for units of {layer.unit}"
-    return str(_native_cuda.reason()) if device.type == "cuda" else f"no kernel for the device {device.type}"
+    from subbit_infer.backends.cuda import runtime
+
+    return str(runtime.reason()) if device.type == "cuda" else f"no kernel for the device {device.type}"
 
 
 def _on_gpu(seen: _Seen, wanted: str, outputs: int) -> tuple[str, Sequence[Candidate], str]:
@@ -309,7 +316,9 @@ def _on_gpu(seen: _Seen, wanted: str, outputs: int) -> tuple[str, Sequence[Candi
     planned = seen.on_gpu
     if planned is None:
         return "reference", (), "reference: nothing to compute"
-    level = f"sm_{_cuda_device.device_of(seen.device).capability}"
+    from subbit_infer.backends.cuda import device as cuda_device
+
+    level = f"sm_{cuda_device.device_of(seen.device).capability}"
     found = []
     for plan, microseconds in planned.candidates:
         kernel = None if plan == "dense" else f"cuda_{plan}"

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from subbit_infer.core import weight as weights
+from subbit_infer.core.bits import byte_count
 from subbit_infer.core.codebook import MAX_CODEWORDS, tau_of
+from subbit_infer.core.safetensors_io import check_format, json_object
 from subbit_infer.core.text import plain
-from subbit_infer.core.weight import byte_count, check_format, json_object
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
 
 FORMAT = "subbit_infer.model"

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from subbit_infer.core import weight as weights
+from subbit_infer.core.bits import byte_count
 from subbit_infer.core.codebook import MAX_CODEWORDS, tau_of
+from subbit_infer.core.safetensors_io import check_format, json_object, reading
 from subbit_infer.core.text import plain
-from subbit_infer.core.weight import byte_count, check_format, json_object, reading
 from subbit_infer.formats.header import BODY, FORMAT_VERSION, Header, body_shapes, is_ints, key_of, units_of
 
 

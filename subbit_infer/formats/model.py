@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from subbit_infer.core.atomic import replacing
-from subbit_infer.core.weight import reading
+from subbit_infer.core.safetensors_io import reading
 from subbit_infer.formats.header import (
     FORMAT,
     FORMAT_VERSION,

@@ -3,7 +3,7 @@
 ``resnet18()`` is dense; ``make_subbit_weights(model)`` gives its body weights that a sub-bit layer can hold, and
 ``to_subbit(model)`` makes the twin that runs on :func:`subbit_infer.conv`, layer for layer. ``fuse(subbit)`` makes of
 that the form to deploy, in which nothing but convolutions is left. The *body* is what the paper stores in less
-than one bit a weight: every convolution but the first one and the shortcuts'.
+than one bit per weight: every convolution but the first one and the shortcuts'.
 """
 
 from subbit_infer.models.body import BodyConv2d, body_convs, calibrate, make_subbit_weights, to_subbit

@@ -1,4 +1,4 @@
-"""The body of a network: the convolutions stored in less than one bit a weight, dense and sub-bit."""
+"""The body of a network: the convolutions stored in less than one bit per weight, dense and sub-bit."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -55,7 +55,8 @@ def make_subbit_weights(model: nn.Module, tau: int = 5, seed: int = 0) -> None:
 
     Args:
         model: The network; its body is what `body_convs` finds.
-        tau: Bits an index: 2^tau distinct units a layer, tau / 9 bit a weight of a 3x3 layer, tau / 8 of a 1x1 layer.
+        tau: Bits per index: 2^tau distinct units per layer, tau / 9 bit per weight of a 3x3 layer, tau / 8 of a
+            1x1 layer.
         seed: The first layer's seed; the next layer takes the next number.
     """
     for number, (_, conv) in enumerate(body_convs(model)):

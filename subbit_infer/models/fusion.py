@@ -5,7 +5,7 @@ the same pass, and binary activations go from layer to layer packed. The parts h
 methods put together to a plain ``nn.Sequential``.
 
 Layouts, as measured on one thread of a Zen 4 core for 224 x 224: torch's convolution of the stem takes 2.2 ms
-channels_last and 5.4 contiguous, the pooling behind it 0.3 and 6.0. The sixteen sub-bit layers of a ResNet-18 take
+channels_last and 5.4 contiguous, the pooling after it 0.3 and 6.0. The sixteen sub-bit layers of a ResNet-18 take
 9.3 ms contiguous and 12.2 channels_last where activations are float, which is worth the 0.14 ms of one conversion. With
 packed activations they take 3.6 ms channels_last, the order of the words, and 4.2 beside a contiguous shortcut.
 """
@@ -73,14 +73,14 @@ def fold(
     activation: str = "none",
     output: str = "float",
 ) -> SubbitConv2d:
-    """A sub-bit convolution with the BatchNorm behind it in its scale and bias, computed in float64 and rounded once.
+    """A sub-bit convolution with the BatchNorm after it in its scale and bias, computed in float64 and rounded once.
 
     Args:
         conv: The convolution, a `SubbitConv2d` without epilogue.
         norm: Its BatchNorm, whose running statistics count.
         before: (C_out,) to be added between the BatchNorm and the activation, or None.
         slope: As in :func:`subbit_infer.conv`; so are the others.
-        shift: What is added behind the activation.
+        shift: What is added after the activation.
         pack_shift: What is added before the signs of a packed output.
         activation: "none", "relu", "hardtanh" or "prelu".
         output: "float", "packed" or "both".
@@ -149,7 +149,7 @@ def activation_name(module: nn.Module) -> str:
 
 
 def is_increasing(norm: nn.BatchNorm2d) -> bool:
-    """Whether a BatchNorm never turns the order of two values around, so that a maximum may be taken behind it."""
+    """Whether a BatchNorm never turns the order of two values around, so that a maximum may be taken after it."""
     return not bool((_affine(norm)[0] < 0).any())
 
 

@@ -1,7 +1,8 @@
 """A ResNet-18 for binary activations in the style of Bi-Real net and ReActNet (Liu et al., ECCV 2018 and 2020).
 
-Every 3x3 convolution has a shortcut of its own, so that only the convolutions see signs and everything between them is
-float. Thresholds and activations are learnt: a shift per channel in front of the sign, and shift, PReLU, shift behind.
+Every 3x3 convolution has a shortcut of its own, so that only the convolutions see binary activations and everything
+between them is float. Thresholds and activations are learnt: a shift per channel in front of the sign, and shift,
+PReLU, shift after it.
 """
 
 import copy
@@ -41,7 +42,7 @@ class WithShifted(nn.Module):
 
 
 class BinaryBlock(nn.Module):
-    """One 3x3 convolution of signs with its shortcut."""
+    """One 3x3 convolution of binary activations with its shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

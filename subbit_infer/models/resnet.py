@@ -19,7 +19,7 @@ WIDTHS = (64, 128, 256, 512)  # channels of the 3x3 layers in each of the four s
 
 
 class ResidualBlock(nn.Module):
-    """What the blocks have in common: an activation behind every convolution, the last one's behind the addition."""
+    """What the blocks have in common: an activation after every convolution, the last one's after the addition."""
 
     expansion: ClassVar[int]  # channels of the output over the stage's width
     act: nn.Module
@@ -105,7 +105,8 @@ class ResNet(Network):
     Args:
         block: The kind of residual block.
         depths: Blocks in each of the four stages.
-        activation_bits: What the body's convolutions see: 32 for floats (behind ReLU), 1 for signs (of Hardtanh).
+        activation_bits: What the body's convolutions see: 32 for floats (after ReLU), 1 for binary activations (of
+            Hardtanh).
         num_classes: Outputs of the last linear layer.
     """
 
@@ -144,7 +145,7 @@ class ResNet(Network):
         """The fused network; see `fuse`."""
         stages = [self.get_submodule(f"layer{stage}") for stage in range(1, len(WIDTHS) + 1)]
         blocks = [block for stage in stages for block in stage.children() if isinstance(block, ResidualBlock)]
-        # The activation goes behind the pooling, where a quarter of the elements is left: no activation turns an order
+        # The activation goes after the pooling, where a quarter of the elements is left: no activation turns an order
         # around, so the maximum is the same.
         stem = fold_dense([self.conv1, self.bn1, self.maxpool, self.act], channels_last=True)
         if self.activation_bits == 32:

@@ -19,7 +19,8 @@ class VGGSmall(Network):
     The body is the last five convolutions; the first one and the linear layer stay in full precision.
 
     Args:
-        activation_bits: What the body's convolutions see: 32 for floats (behind ReLU), 1 for signs (of Hardtanh).
+        activation_bits: What the body's convolutions see: 32 for floats (after ReLU), 1 for binary activations (of
+            Hardtanh).
         num_classes: Outputs of the linear layer.
     """
 
@@ -52,7 +53,7 @@ class VGGSmall(Network):
             conv, *pool, norm, act = layers[start:end]
             assert isinstance(norm, nn.BatchNorm2d)
             packs = self.activation_bits == 1 and end < len(layers)
-            if pool and not is_increasing(norm):  # then the maximum behind the BatchNorm would be another one
+            if pool and not is_increasing(norm):  # then the maximum after the BatchNorm would be another one
                 body += copy.deepcopy([conv, MaxPool2x2(), norm, act])
                 continue
             body.append(fold(conv, norm, activation=activation_name(act), output="packed" if packs else "float"))

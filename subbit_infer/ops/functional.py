@@ -7,95 +7,27 @@ from numbers import Integral
 from typing import Literal, cast, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from subbit_infer.backends.cache import PerTensor
-from subbit_infer.core import codebook as codebooks
-from subbit_infer.core import reference
-from subbit_infer.core.activations import PackedActivations, all_channels
-from subbit_infer.core.conv_args import FLOATS
+from subbit_infer.core import codebook as codebook_module
+from subbit_infer.core.activations import PackedActivations
 from subbit_infer.core.epilogue import check_activation
 from subbit_infer.core.weight import PackedWeight
 from subbit_infer.ops import dispatch as _dispatch
 from subbit_infer.ops import registration as operators
 from subbit_infer.ops import repeat as _repeat
-
-_MOST = 2**31  # strides, paddings and dilations are below
-
-
-def _pair(name: str, value: object, least: int) -> tuple[int, int]:
-    """An int or a pair of ints as a pair, each at least ``least``."""
-    if type(value) is int and least <= value < _MOST:
-        return value, value
-    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if not all(isinstance(v, Integral | torch.SymInt) and not isinstance(v, bool) for v in pair):
-        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
-    if len(pair) not in (1, 2):
-        raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
-    if min(pair) < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    if max(pair) >= _MOST:
-        raise ValueError(f"{name} must be below 2^31, got {value!r}")
-    first, last = (v if isinstance(v, torch.SymInt) else int(v) for v in (pair[0], pair[-1]))
-    return cast("tuple[int, int]", (first, last))
-
-
-def _one_of(name: str, value: object, allowed: tuple[int, ...]) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value not in allowed:
-        raise ValueError(f"{name} must be {' or '.join(map(str, allowed))}, got {value!r}")
-
-
-def _check_floats(x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-    if x.dtype not in FLOATS:
-        raise TypeError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
-
-
-def _same_padding(
-    x: Tensor | PackedActivations,
-    kernel: tuple[int, int],
-    dilation: tuple[int, int],
-    binary: bool,
-    sign_zero: int,
-) -> tuple[Tensor | PackedActivations, tuple[int, int]]:
-    """Padding "same": an odd total is one zero longer below and to the right, as in ``F.conv2d``."""
-    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    below, right = (t % 2 for t in total)
-    if isinstance(x, PackedActivations) and (below or right):
-        channels = all_channels(x.channels, x.device).expand_as(x.plus)
-        nonzero = channels if x.nonzero is None else x.nonzero
-        plus, nonzero = (F.pad(words, (0, 0, 0, right, 0, below)) for words in (x.plus, nonzero))
-        x = PackedActivations(plus, nonzero, x.channels, trusted=True)
-    elif isinstance(x, Tensor) and (below or right):
-        # Binarized first, so that the added zeros have no sign (conv clears sign_zero).
-        x = reference.binarize(x, sign_zero) if binary else x
-        x = F.pad(x, (0, right, 0, below))
-    return x, (total[0] // 2, total[1] // 2)
-
-
-def _padding(
-    x: Tensor | PackedActivations,
-    padding: object,
-    stride: tuple[int, int],
-    kernel: tuple[int, int],
-    dilation: tuple[int, int],
-    binary: bool,
-    sign_zero: int,
-) -> tuple[Tensor | PackedActivations, tuple[int, int]]:
-    if padding == "valid":
-        return x, (0, 0)
-    if padding == "same":
-        if stride != (1, 1):
-            raise ValueError(f"padding must be numbers where stride is not 1: 'same' got stride {stride}")
-        return _same_padding(x, kernel, dilation, binary, sign_zero)
-    if isinstance(padding, str):
-        raise ValueError(f"padding must be 'same', 'valid', an int or a pair of ints, got {padding!r}")
-    return x, _pair("padding", padding, 0)
-
+from subbit_infer.ops.arguments import (
+    SIZE_LIMIT,
+    apply_padding,
+    check_channels,
+    check_floats,
+    check_one_of,
+    check_optional_tensors,
+    check_packing,
+    checked_activation_bits,
+    checked_pair,
+)
 
 _packed = PerTensor[tuple[weakref.ref[Tensor], tuple[object, ...], PackedWeight]]()  # by indices
 
@@ -118,7 +50,7 @@ def _packed_once(indices: Tensor, codebook: Tensor) -> PackedWeight:
 
 def _packed_in_graph(indices: Tensor, codebook: Tensor) -> PackedWeight:
     """The same inside torch.compile and torch.export: values are checked when the graph runs."""
-    codebook = codebooks.as_units(codebook)
+    codebook = codebook_module.as_units(codebook)
     codewords, g, kh, kw = codebook.shape
     packed = torch.ops.subbit_infer.pack_indices(indices, codewords)
     bits = torch.ops.subbit_infer.pack_codebook(codebook)
@@ -137,49 +69,6 @@ def _as_packed(indices: Tensor | PackedWeight, codebook: Tensor | None) -> Packe
     if torch.compiler.is_compiling():
         return _packed_in_graph(indices, codebook)
     return _packed_once(indices, codebook)
-
-
-def _check_optional_tensors(**tensors: object) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None and not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor or None, got {type(tensor).__name__}")
-
-
-def check_packing(output: str, packs_shifted: bool, pack_sign_zero: int) -> None:
-    """Checks what is asked of a packed output: ``output``, whether there is a pack_shift, and pack_sign_zero.
-
-    Raises:
-        TypeError: ``output`` is not a string, or ``pack_sign_zero`` is not an int.
-        ValueError: one is none of its values, or there is one of the others without a packed output.
-    """
-    if not isinstance(output, str):
-        raise TypeError(f"output must be a string, got {output!r}")
-    if output not in ("float", "packed", "both"):
-        raise ValueError(f"output must be 'float', 'packed' or 'both', got {output!r}")
-    _one_of("pack_sign_zero", pack_sign_zero, (0, 1))
-    if output == "float" and (packs_shifted or pack_sign_zero):
-        name, rest = ("pack_shift", "None") if packs_shifted else ("pack_sign_zero", "0")
-        raise ValueError(f"{name} must be {rest} where output is 'float': nothing is packed")
-
-
-def _check_channels(x: PackedActivations, weight: PackedWeight, groups: int) -> None:
-    """What the operator cannot see in words."""
-    expected = weight.units * weight.unit[0] * groups
-    if x.channels != expected:
-        raise ValueError(
-            f"x must have C_in = {expected} channels ({weight.units} units of {weight.unit[0]} in {groups} groups), "
-            f"got {x.channels}"
-        )
-
-
-def _activation_bits(x: Tensor | PackedActivations, activation_bits: int | None) -> int:
-    packed = isinstance(x, PackedActivations)
-    if activation_bits is None:
-        return 1 if packed else 32
-    _one_of("activation_bits", activation_bits, (1, 32))
-    if packed and activation_bits != 1:
-        raise ValueError(f"activation_bits must be 1 where x is a PackedActivations, got {activation_bits}")
-    return activation_bits
 
 
 Result = Tensor | PackedActivations | tuple[Tensor, PackedActivations]
@@ -291,7 +180,7 @@ def conv(
         if outputs is not None:
             return _result(outputs, indices.out_channels)
     if not isinstance(x, PackedActivations):
-        _check_floats(x)
+        check_floats(x)
         if x.dim() not in (3, 4):
             raise ValueError(f"x must be (N, C_in, H, W) or (C_in, H, W), got shape {tuple(x.shape)}")
         if (
@@ -300,22 +189,22 @@ def conv(
         ):
             raise NotImplementedError("conv has no forward-mode derivative; use reverse mode, or reference.conv2d")
     weight = _as_packed(indices, codebook)
-    bits = _activation_bits(x, activation_bits)
-    _one_of("sign_zero", sign_zero, (0, 1))
-    if type(groups) is not int or groups >= _MOST:
+    bits = checked_activation_bits(x, activation_bits)
+    check_one_of("sign_zero", sign_zero, (0, 1))
+    if type(groups) is not int or groups >= SIZE_LIMIT:
         if not isinstance(groups, Integral) or isinstance(groups, bool):
             raise TypeError(f"groups must be an int, got {groups!r}")
-        groups = _pair("groups", groups, -_MOST)[0]
+        groups = checked_pair("groups", groups, -SIZE_LIMIT)[0]
     if isinstance(x, PackedActivations):
-        _check_channels(x, weight, groups)
+        check_channels(x, weight, groups)
     if activation != "none" or slope is not None:
         check_activation(activation, slope is not None)
     if output != "float" or pack_shift is not None or pack_sign_zero != 0:
         check_packing(output, pack_shift is not None, pack_sign_zero)
-    stride = _pair("stride", stride, 1)
-    dilation = _pair("dilation", dilation, 1)
+    stride = checked_pair("stride", stride, 1)
+    dilation = checked_pair("dilation", dilation, 1)
     batched = x.unsqueeze(0) if isinstance(x, Tensor) and x.dim() == 3 else x
-    padded, padding = _padding(batched, padding, stride, weight.unit[1:], dilation, bits == 1, sign_zero)
+    padded, padding = apply_padding(batched, padding, stride, weight.unit[1:], dilation, bits == 1, sign_zero)
     if padded is not batched:
         sign_zero = 0  # padded here: binarized already
     scale = weight.scale if scale is None else scale
@@ -330,7 +219,7 @@ def conv(
     tensors = (words[0], weight.packed_indices, weight.packed_codebook, scale, bias, residual, slope, shift)
     direct = _dispatch.nothing_watches() and _dispatch.are_plain(*tensors, words[1], pack_shift)
     if not direct:
-        _check_optional_tensors(
+        check_optional_tensors(
             scale=scale, bias=bias, residual=residual, slope=slope, shift=shift, pack_shift=pack_shift
         )
     if output == "float" and isinstance(padded, Tensor):
@@ -429,7 +318,7 @@ def linear(
         leading: tuple[int, ...] = x.shape[:1]
         pixels = _turned(x)
     else:
-        _check_floats(x)
+        check_floats(x)
         if x.dim() < 1:
             raise ValueError("x must be (..., C_in), got a scalar")
         leading = x.shape[:-1]
@@ -482,10 +371,10 @@ def pack(x: Tensor, shift: Tensor | None = None, sign_zero: int = 0) -> PackedAc
         TypeError: an argument has the wrong type or dtype.
         ValueError: a value or size breaks a rule, naming it.
     """
-    _check_floats(x)
+    check_floats(x)
     if x.dim() != 4 or x.shape[1] < 1:
         raise ValueError(f"x must be (N, C, H, W) with C at least 1, got shape {tuple(x.shape)}")
-    _check_optional_tensors(shift=shift)
-    _one_of("sign_zero", sign_zero, (0, 1))
+    check_optional_tensors(shift=shift)
+    check_one_of("sign_zero", sign_zero, (0, 1))
     plus, nonzero = torch.ops.subbit_infer.pack(x, shift, sign_zero)
     return PackedActivations(plus, None if sign_zero else nonzero, x.shape[1], trusted=True)

@@ -7,29 +7,30 @@ and the reference for every other unit and device. The operators check what they
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from subbit_infer.backends import cpu as _native
-from subbit_infer.backends.cuda import cudnn as _cudnn
-from subbit_infer.backends.cuda import runtime as _native_cuda
-from subbit_infer.backends.cuda import weight as _cuda_weight
-from subbit_infer.core import codebook as codebooks
+from subbit_infer.core import codebook as codebook_module
 from subbit_infer.core import reference
 from subbit_infer.core.activations import check_words, pack_signs, unpack_signs, word_count
+from subbit_infer.core.bits import unpack_bits
 from subbit_infer.core.conv_args import FLOATS, Call
 from subbit_infer.core.epilogue import Epilogue
+from subbit_infer.core.sizes import pair
 from subbit_infer.core.weight import (
     check_channel_vector,
     check_indices,
     pack_codebook,
     pack_indices,
-    unpack_bits,
     unpack_codebook,
 )
+
+if TYPE_CHECKING:  # imported by the first call with a tensor on a CUDA device
+    from subbit_infer.backends.cuda.weight import Prepared as CudaPrepared
 
 _ARGUMENTS = (
     "Tensor x, Tensor packed_indices, Tensor packed_codebook, Tensor? scale, Tensor? bias, Tensor? residual, "
@@ -54,7 +55,7 @@ for _schema in (
 
 def _indices(packed_indices: Tensor, units: int, codewords: int) -> Tensor:
     """The indices (C_out, units), checked."""
-    indices = unpack_bits(packed_indices, units, codebooks.tau_of(codewords))
+    indices = unpack_bits(packed_indices, units, codebook_module.tau_of(codewords))
     check_indices(indices, codewords)
     return indices
 
@@ -62,11 +63,7 @@ def _indices(packed_indices: Tensor, units: int, codewords: int) -> Tensor:
 def _decode(packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: Sequence[int]) -> Tensor:
     """The dense weight without scale, (C_out, units * g, kh, kw) float32."""
     indices = _indices(packed_indices, units, codewords)
-    return codebooks.decode(indices, unpack_codebook(packed_codebook, codewords, (unit[0], unit[1], unit[2])))
-
-
-def _pair(values: Sequence[int]) -> tuple[int, int]:
-    return values[0], values[1]
+    return codebook_module.decode(indices, unpack_codebook(packed_codebook, codewords, (unit[0], unit[1], unit[2])))
 
 
 def _float_vector(vector: Tensor | None) -> Tensor | None:
@@ -86,9 +83,9 @@ def _by_reference(call: Call, sizes: _Sizes) -> _Outputs:
         _indices(call.packed_indices, call.units, call.codewords),
         unpack_codebook(call.packed_codebook, call.codewords, (call.unit[0], call.unit[1], call.unit[2])),
         call.bias,
-        _pair(call.stride),
-        _pair(call.padding),
-        _pair(call.dilation),
+        pair(call.stride),
+        pair(call.padding),
+        pair(call.dilation),
         call.groups,
         scale=call.scale,
         residual=call.residual,
@@ -112,8 +109,8 @@ def _densely(call: Call, weight: _native.Prepared, sizes: _Sizes) -> _Outputs:
     if weight.decoded is None:
         weight.decoded = _decode(call.packed_indices, call.packed_codebook, call.units, call.codewords, call.unit)
     x = call.float_x()
-    geometry = _pair(call.stride), _pair(call.padding), _pair(call.dilation), call.groups
-    if call.activation_bits == 1:  # sums of signs are exact, and so is what follows them
+    geometry = pair(call.stride), pair(call.padding), pair(call.dilation), call.groups
+    if call.activation_bits == 1:  # sums of binary activations are exact, and so is what follows them
         x = x if call.is_packed else reference.binarize(x, call.sign_zero)
         y = call.epilogue.apply(weight.convolve_densely(x, None, None, *geometry))
     else:
@@ -148,9 +145,9 @@ def _plain_arguments(call: Call) -> tuple[Any, ...]:
     return (
         _float_vector(call.scale),
         _float_vector(call.bias),
-        _pair(call.stride),
-        _pair(call.padding),
-        _pair(call.dilation),
+        pair(call.stride),
+        pair(call.padding),
+        pair(call.dilation),
         call.groups,
         call.activation_bits,
         call.sign_zero,
@@ -201,26 +198,28 @@ def _on_cpu(call: Call, sizes: _Sizes) -> _Outputs:
     return y, plus, nonzero
 
 
-def _densely_on_cuda(call: Call, weight: _cuda_weight.Prepared, sizes: _Sizes) -> _Outputs:
+def _densely_on_cuda(call: Call, weight: CudaPrepared, sizes: _Sizes) -> _Outputs:
     """By the decoded weight and cuDNN, where no kernel is quicker.
 
-    float32 is convolved without TF32, whatever torch's flags; halves with it, where products with +-1 are exact, or as
-    halves if rounding is the last thing done to the sums. Sums of signs are rounded to the integers that they are:
-    some of cuDNN's algorithms are not exact.
+    float32 is convolved without TF32, whatever torch's flags; float16 and bfloat16 with it, where products with +-1 are
+    exact, or in their own type if rounding is the last thing done to the sums. Sums of binary activations are rounded
+    to the integers that they are: some of cuDNN's algorithms are not exact.
     """
+    from subbit_infer.backends.cuda import cudnn
+
     unit = cast("tuple[int, int, int]", tuple(call.unit))
     binary, is_half = call.activation_bits == 1, call.dtype != torch.float32
     dtype = call.dtype if call.is_bare and not binary else torch.float32
     x = call.float_x() if call.is_packed else call.x
     x = (reference.binarize(x, call.sign_zero) if binary and not call.is_packed else x).to(dtype)
-    x, padding = reference.padded(x, unit[1:], _pair(call.padding), _pair(call.dilation))
-    if not _cudnn.has_cudnn(x, sizes):
+    x, padding = reference.padded(x, unit[1:], pair(call.padding), pair(call.dilation))
+    if not cudnn.has_cudnn(x, sizes):
         return _by_reference(call, sizes)
     decoded = weight.dense(
         dtype, lambda: _decode(call.packed_indices, call.packed_codebook, call.units, call.codewords, call.unit)
     )
-    sums = _cudnn.dense_sums(
-        x, decoded, _pair(call.stride), padding, _pair(call.dilation), call.groups, allow_tf32=is_half and not binary
+    sums = cudnn.dense_sums(
+        x, decoded, pair(call.stride), padding, pair(call.dilation), call.groups, allow_tf32=is_half and not binary
     )
     y = call.epilogue.apply(sums.round_() if binary else sums)
     plus, nonzero = _pack_on_device(y, call.pack_shift, call.pack_sign_zero) if call.packed_output else (None, None)
@@ -232,8 +231,11 @@ def _densely_on_cuda(call: Call, weight: _cuda_weight.Prepared, sizes: _Sizes) -
 
 def _on_cuda(call: Call, sizes: _Sizes) -> _Outputs:
     """The compiled kernels where they are built and there are any for the unit, else the reference."""
+    from subbit_infer.backends.cuda import runtime
+    from subbit_infer.backends.cuda import weight as weights
+
     unit = cast("tuple[int, int, int]", tuple(call.unit))
-    if unit not in _native.UNITS or not _native_cuda.is_built():
+    if unit not in _native.UNITS or not runtime.is_built():
         return _by_reference(call, sizes)
     x, x_nonzero = _input(call)
     residual = call.residual
@@ -247,8 +249,8 @@ def _on_cuda(call: Call, sizes: _Sizes) -> _Outputs:
     plus, nonzero = call.empty_words(sizes) if call.packed_output else (None, None)
     if 0 in sizes:
         return y if y is None else y.to(call.dtype), plus, nonzero
-    weight = _cuda_weight.prepare(call.packed_indices, call.packed_codebook, call.units, call.codewords, unit)
-    is_started = _native_cuda.conv2d(
+    weight = weights.prepare(call.packed_indices, call.packed_codebook, call.units, call.codewords, unit)
+    is_started = runtime.conv2d(
         weight,
         x,
         y,
@@ -353,9 +355,11 @@ def _pack_on_cpu(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tenso
 
 def _pack_on_device(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tensor | None]:
     """By the CUDA kernel where one is built and ``SUBBIT_PLAN`` does not forbid it, else by torch."""
-    if not _native_cuda.is_built() or _native.wanted_plan() == "dense" or x.numel() == 0:
+    from subbit_infer.backends.cuda import runtime
+
+    if not runtime.is_built() or _native.wanted_plan() == "dense" or x.numel() == 0:
         return pack_signs(x, shift, sign_zero)
-    return _native_cuda.pack(x, _float_vector(shift), sign_zero)
+    return runtime.pack(x, _float_vector(shift), sign_zero)
 
 
 def pack_on_cuda(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tensor]:
@@ -396,7 +400,7 @@ def _decode_fake(
 @torch.library.register_fake("subbit_infer::pack_indices", lib=_library)
 def _pack_indices_fake(indices: Tensor, codewords: int) -> Tensor:
     out_channels, units = indices.shape
-    return indices.new_empty((out_channels, (units * codebooks.tau_of(codewords) + 7) // 8), dtype=torch.uint8)
+    return indices.new_empty((out_channels, (units * codebook_module.tau_of(codewords) + 7) // 8), dtype=torch.uint8)
 
 
 @torch.library.register_fake("subbit_infer::pack_codebook", lib=_library)

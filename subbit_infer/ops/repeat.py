@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from subbit_infer.backends import cpu as _native
-from subbit_infer.backends.cuda import runtime as _native_cuda
-from subbit_infer.backends.cuda import weight as _cuda_weight
 from subbit_infer.core.conv_args import is_bare
 from subbit_infer.core.weight import PackedWeight
 from subbit_infer.ops import dispatch as _dispatch
+
+if TYPE_CHECKING:  # imported by the first call with a tensor on a CUDA device
+    from subbit_infer.backends.cuda.runtime import Launch
+    from subbit_infer.backends.cuda.weight import Prepared as CudaPrepared
 
 Vectors = tuple[Tensor | None, ...]
 Outputs = tuple[Tensor | None, Tensor | None, Tensor | None]  # y, plus, nonzero
@@ -29,7 +31,7 @@ _MOST = 32  # calls that one weight remembers
 class Repeat(NamedTuple):
     """A call that was right. It holds its vectors, so that none other can come to have their addresses."""
 
-    conv: _native.Conv | _native_cuda.Launch
+    conv: _native.Conv | Launch
     sizes: tuple[int, ...]
     dtype: torch.dtype  # of floats
     strides: tuple[int, ...] | None  # of a float output
@@ -54,9 +56,13 @@ def _runs_on_cuda(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def _find_prepared(x: Tensor, weight: PackedWeight) -> _native.Prepared | _cuda_weight.Prepared | None:
-    find = _cuda_weight.find_prepared if _runs_on_cuda(x) else _native.find_prepared
-    return find(weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit)
+def _find_prepared(x: Tensor, weight: PackedWeight) -> _native.Prepared | CudaPrepared | None:
+    key = weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
+    if not _runs_on_cuda(x):
+        return _native.find_prepared(*key)
+    from subbit_infer.backends.cuda.weight import find_prepared
+
+    return find_prepared(*key)
 
 
 def _is_plain(t: Tensor | None) -> bool:
@@ -166,7 +172,10 @@ def remember(
     prepared = _find_prepared(x, weight)
     tensors = (x, x_nonzero, residual, *vectors)
     as_they_are = all(_is_plain(t) for t in tensors) and all(v is None or _native.is_vector(v) for v in vectors)
-    reads = _native_cuda.reads if _runs_on_cuda(x) else _native.reads
+    if _runs_on_cuda(x):
+        from subbit_infer.backends.cuda.runtime import launch_of, reads
+    else:
+        reads = _native.reads
     if prepared is None or not as_they_are or not reads(x, x_nonzero, residual):
         return
     if y is not None:
@@ -178,11 +187,11 @@ def remember(
         return
     scale, bias, *others = vectors
     dense = None
-    conv: _native.Conv | _native_cuda.Launch
-    if isinstance(prepared, _cuda_weight.Prepared):
+    conv: _native.Conv | Launch
+    if not isinstance(prepared, _native.Prepared):
         *_, activation = geometry
         bare = is_bare(activation, plus is not None, scale, bias, residual, others[1])
-        conv = _native_cuda.launch_of(prepared, x, x_nonzero, y, residual, sizes, *geometry, plus is not None, bare)
+        conv = launch_of(prepared, x, x_nonzero, y, residual, sizes, *geometry, plus is not None, bare)
         if conv.is_dense:
             return  # cuDNN takes longer than the checks
     else:

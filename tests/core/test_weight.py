@@ -11,7 +11,7 @@ import torch
 from helpers import UNIT_1X1, UNIT_3X3, dense_weight, random_weight
 
 from subbit_infer import PackedWeight, load_weights, save_weights
-from subbit_infer.core.weight import pack_bits, unpack_bits
+from subbit_infer.core.bits import pack_bits, unpack_bits
 
 
 def test_bits_are_where_the_docstring_says():

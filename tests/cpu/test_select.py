@@ -152,7 +152,7 @@ def test_subbit_plan_refuses_unknown_names():
 
 
 def run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
-    program = "from subbit_infer import _native; print(_native.active_level())"
+    program = "from subbit_infer.backends import cpu; print(cpu.active_level())"
     return subprocess.run(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parent.parent,

@@ -174,11 +174,12 @@ def public_names() -> list[str]:
     names = []
     for name in subbit_infer.__all__:
         thing = getattr(subbit_infer, name)
-        names.append(f"subbit_infer.{name}")
+        home = thing.__name__ if isinstance(thing, ModuleType) else f"subbit_infer.{name}"
+        names.append(home)
         if isinstance(thing, ModuleType):
             inside = getattr(thing, "__all__", [inner for inner in vars(thing) if not inner.startswith("_")])
             defined = [i for i in inside if getattr(getattr(thing, i), "__module__", "").startswith(thing.__name__)]
-            names += [f"subbit_infer.{name}.{inner}" for inner in defined]
+            names += [f"{home}.{inner}" for inner in defined]
     return names
 
 

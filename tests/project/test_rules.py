@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -52,6 +53,7 @@ def test_isa_files_use_no_library_code_that_the_linker_could_share(path):
 def test_isa_objects_export_only_their_kernels():
     objects = [p for p in (ROOT / "build").rglob("*.o") if re.search(r"_(avx2|avx512|avx512vbmi)\.cpp\.o$", p.name)]
     if not objects or shutil.which("nm") is None:
+        assert "CI" not in os.environ, "CI builds beside the sources, and has binutils"
         pytest.skip("no build directory beside the sources")
     for path in objects:
         symbols = subprocess.run(["nm", "-C", str(path)], capture_output=True, text=True, check=True).stdout

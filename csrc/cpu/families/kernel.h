@@ -3,7 +3,7 @@
 //   stage    the part of the input that a strip of pixels reads -> planes without gaps   (a channel at a time)
 //   respond  the response of every codeword                         (rows: a block of units and tile of pixels)
 //   gather   sum of the responses that the indices name
-//   finish   scale * sum + bias, written to the output              (once a pixel)
+//   finish   scale * sum + bias, written to the output              (once per pixel)
 //
 // Two layouts share responses:
 //
@@ -43,7 +43,7 @@ struct StageTask {
   bool sign_zero;  // sign(0) is +1
 };
 
-// Vectors are loaded and stored whole, so up to this many bytes before and behind a plane are touched too.
+// Vectors are loaded and stored whole, so up to this many bytes before and after a plane are touched too.
 constexpr std::int64_t kPlaneSlack = 128;
 
 // ---- rows layout ----------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ constexpr int kOutputsPerMatch = 32;
 
 // ---- finish ---------------------------------------------------------------------------------------------
 
-// Where signs go: a pixel's words are `stride` behind the one's before it.
+// Where signs go: a pixel's words are `stride` after those of the pixel before it.
 struct Words {
   std::uint64_t* plus;     // > 0, or >= 0 with sign_zero
   std::uint64_t* nonzero;  // plus or < 0; or null
@@ -219,7 +219,7 @@ struct FinishTask {
   Words words;  // not of the rows layout; where y is null or its channels lie next to each other
 };
 
-// The signs of floats as words of 64 channels; bits behind the last channel are 0.
+// The signs of floats as words of 64 channels; bits after the last channel are 0.
 struct PackTask {
   const float* x;  // channel 0 of the first pixel
   std::int64_t x_channel, x_pixel;

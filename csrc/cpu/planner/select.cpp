@@ -72,7 +72,7 @@ struct Costs {
   double unit;      // rows: a unit and tile; patches: none; bits: a tap, word and pixel
   double codeword;  // rows: a codeword, unit and tile
   double output;  // rows: an output, unit and tile; patches: 64 outputs, a unit and pixel; bits: 8 outputs, a tap, ...
-  double open;    // rows: an output and tile, once a block of units
+  double open;    // rows: an output and tile, once per block of units
   double finish;  // an output value
 };
 constexpr Costs kFloatRows = {840, 8, 0.2, 1.5, 4.6, 0.61, 0.28, 0.56, 0.25};

@@ -38,7 +38,7 @@ struct Candidate {
   const char* name() const;  // dense, rows, patches or bits
 };
 
-// Bytes of +-9 may be added 14 times (126). With a 16-bit sum behind them, kBinaryTaps taps are the most.
+// Bytes of +-9 may be added 14 times (126). With a 16-bit sum after them, kBinaryTaps taps are the most.
 constexpr int kBinaryUnitsPerBlock = 14;
 static_assert(kBinaryUnitsPerBlock * unit_taps(Unit::k3x3) <= 127, "byte sums must not overflow");
 constexpr std::int64_t kBinaryTaps = 32767;

@@ -28,7 +28,7 @@ struct FragmentB {
 
 #if defined(__CUDACC__)
 
-// Two halves of +-1, in `ones` of +1, with the signs of bits 15 and 31. One operation, which ptxas makes two of by
+// Two float16 of +-1, in `ones` of +1, with the signs of bits 15 and 31. One operation, which ptxas makes two of by
 // itself.
 SUBBIT_DEVICE std::uint32_t with_signs(std::uint32_t ones, std::uint32_t signs) {
   std::uint32_t result;

@@ -39,7 +39,7 @@ struct TileEpilogue {
     float scale[kOutputs], bias[kOutputs], slope[kOutputs], shift[kOutputs], pack_shift[kOutputs];
   };
 
-  // Which outputs a tile has: output `first` of the group and those behind it, as far as there are any.
+  // Which outputs a tile has: output `first` of the group and those after it, as far as there are any.
   struct Outputs {
     std::int64_t group, group_outputs, first;
 
@@ -70,7 +70,7 @@ struct TileEpilogue {
     constexpr int kItems = (kRows * kOutputs + kThreads - 1) / kThreads;
     static_assert(kRows * kOutputs % kThreads == 0, "a warp has none or all of its items");
     const ConvProblem& conv = params.conv;
-    // Groups end with whole words; behind a single one's last output there may be half a word of zeros.
+    // Groups end with whole words; after a single one's last output there may be half a word of zeros.
     const std::int64_t word_end = conv.groups == 1 ? args.y_words : (outputs.group + 1) * outputs.group_outputs / kWarp;
     // Not all of it, as nvcc may like to.
     SUBBIT_UNROLL_4

@@ -1,6 +1,6 @@
 // What wgmma.cuh has, on the host. A product is recorded when it starts and made when its group is waited for, of what
 // the registers and shared memory hold then: so a wait that is missing shows as wrong numbers. What numbers do not show
-// throws: shared memory that is read without a fence and a barrier behind its copies, or overwritten too early;
+// throws: shared memory that is read without a fence and a barrier after its copies, or overwritten too early;
 // registers changed without a fence; threads of a warpgroup that differ.
 #pragma once
 

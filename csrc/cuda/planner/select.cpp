@@ -180,7 +180,7 @@ class Model {
            std::max(multiply(tile, depth, macs * kOurs), streamed(arranged_bytes() + output_bytes()));
   }
 
-  // A float32 is three bf16 parts, which a kernel of its own makes, as it orders halves that are not channels_last.
+  // A float32 is three bf16 parts, which a kernel of its own makes, as it orders float16 that are not channels_last.
   int parts() const { return is_half() ? 1 : kFloat32Passes; }
   double arranged_bytes() const { return inputs() * 2 * parts(); }
   double arranging() const { return is_half() && p_.is_channels_last ? 0 : pass(input_bytes() + arranged_bytes()); }
@@ -223,7 +223,7 @@ class Model {
   double dense() const {
     const bool in_halves = is_half() && p_.is_bare && !is_binary();
     const bool converts = is_half() && !in_halves;
-    // Halves are exact in TF32, which has half the rate of fp16.
+    // float16 is exact in TF32, which has half the rate of fp16.
     const double rate = in_halves ? rates_.half_macs : converts && !is_binary() ? rates_.half_macs / 2 : rates_.fma;
     const double bytes = in_halves ? 2 : 4;
     const double taps = number(p_.units * unit_taps(p_.unit));

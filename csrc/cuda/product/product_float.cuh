@@ -5,7 +5,7 @@
 
 namespace subbit {
 
-// Half the pixels of the tile of halves: the sums of a stage take registers of their own.
+// Half the pixels of the tile of float16: the sums of a stage take registers of their own.
 using FloatsTile = ProductTile<4, 4, 2, 2, 1, 2, 3>;
 
 inline Status run_product_floats(const CudaParams& params, const CudaOperands& operands, Stream stream) {

@@ -17,7 +17,7 @@ struct ProductWeightArgs {
   PackedIndices indices;
   const Codeword* codebook;
   int unit_channels;
-  std::uint32_t* words;  // the signs, and behind them the counts
+  std::uint32_t* words;  // the signs, and after them the counts
 };
 
 // Whether a weight is +1. The output counts all groups', the channel its group's.

@@ -6,8 +6,8 @@
 // channels, which the second-level cache holds. Saved and shipped are the indices alone; this is made from them, by the
 // device, once for each weight.
 //
-// What is multiplied are bits, or *numbers* of B bytes: halves (B = 2), or int8 (B = 1) for binary activations on
-// devices without products of bits.
+// What is multiplied are bits, or *numbers* of B bytes: float16 or bfloat16 (B = 2), or int8 (B = 1) for binary
+// activations on devices without products of bits.
 //
 // K, the numbers of one output, goes tap by tap and inside a tap by channel. A *step* is what two products of matrices
 // take: 64 bytes of a pixel, 64 / B numbers of one tap or 512 bits, four pieces of 16 bytes, the t-th of which is lane

@@ -1,5 +1,5 @@
-// The product of halves on Hopper, by wgmma (wgmma.cuh), which alone reaches all of its tensor cores. Semantics,
-// prepared weight and tiles are product.cuh's, so which tile a call takes does not depend on the device.
+// The product of float16 and bfloat16 on Hopper, by wgmma (wgmma.cuh), which alone reaches all of its tensor cores.
+// Semantics, prepared weight and tiles are product.cuh's, so which tile a call takes does not depend on the device.
 //
 // A block is two warpgroups of 64 outputs each. A *stage* is two steps of K (product_weight.h), 64 numbers: x as
 // [pixel][128 bytes], swizzled, which the tensor cores read by themselves; the weight's fragments are made in
@@ -21,14 +21,14 @@
 // is measured yet.
 //
 // Two blocks a multiprocessor (128 registers a thread, 71 or 77 KiB each), so that one multiplies while the other waits
-// at a barrier, adds up a stage or is in its epilogue. 128 pixels for halves and not 256, whose sums alone would be 128
-// registers.
+// at a barrier, adds up a stage or is in its epilogue. 128 pixels for float16 and not 256, whose sums alone would be
+// 128 registers.
 //
 // Sums are added up as NumbersKind says, with k = 64 numbers a stage; that wgmma rounds no worse than mma.sync is
 // assumed.
 //
 // The stages. Copies of stage s + kAhead are started while the products of stage s go on, into the place of a stage
-// whose products every warpgroup has waited for before the barrier of stage s: of halves, whose products of the last
+// whose products every warpgroup has waited for before the barrier of stage s: of float16, whose products of the last
 // stage may still go on at a barrier, that is stage s - 2; of sums of stages, which are waited for each time, s - 1.
 #pragma once
 

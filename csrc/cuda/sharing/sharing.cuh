@@ -114,7 +114,7 @@ class Sharing {
   }
 
  private:
-  // Units of a block; 0 before the first and behind the last.
+  // Units of a block; 0 before the first and after the last.
   SUBBIT_DEVICE int unit_count(int b) const {
     if (b < 0) return 0;
     const int left = task_.units - b * units_;

@@ -11,7 +11,7 @@ void place(SharingTile& tile, const CudaParams& params, int units, int buffers) 
   tile.buffers = buffers;
   const Unit unit = params.conv.unit;
   const auto aligned = [](int bytes) { return static_cast<int>(round_up(bytes, 128)); };
-  tile.masks = tile.pixels() * 8;  // behind the pixels' offsets
+  tile.masks = tile.pixels() * 8;  // after the pixels' offsets
   tile.terms = aligned(tile.masks + tile.pixels() * 2);
   tile.indices = aligned(tile.terms + params.codewords * 16);
   tile.sums = aligned(tile.indices + 2 * units * tile.outputs());

@@ -25,7 +25,7 @@ constexpr std::int64_t kSharingMostUnits16 = 3640;
 // A thread block has 32 * words_per_lane * pixels_per_word pixels and warps * (64 / words_per_lane) outputs: all its
 // warps have the same pixels, each has outputs of its own.
 struct SharingTile {
-  bool halves = false;     // two sums a word
+  bool halves = false;     // two sums per word
   int words_per_lane = 0;  // 4 or 2; 0: no tile fits the device
   int warps = 0;
   int units = 0;    // of a block of units

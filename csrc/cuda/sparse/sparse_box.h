@@ -24,7 +24,7 @@ constexpr int sparse_stage_channels(int parts, int slots) {
 constexpr int sparse_response_buffers(int parts) { return parts == 1 ? 2 : 1; }
 constexpr int kSparseTileBuffers = 2;  // of x
 
-// Responses of a step: 64 bytes a pixel, and 64 so that the same pixel of the next step is on other banks.
+// Responses of a step: 64 bytes per pixel, and 64 so that the same pixel of the next step is on other banks.
 constexpr int kSparseStepRow = kBoxPixels * kSparseStepBytes + 64;
 
 // Bytes of shared memory in a block of so many outputs: what no box changes (pixels, pairs, five epilogue vectors), the
@@ -46,7 +46,7 @@ struct SparseBox {
   int span = 0;
   int tile_rows = 0, tile_columns = 0;
   int position_bytes = 0, row_bytes = 0, image_bytes = 0, tile_bytes = 0;
-  int responses = 0;  // where they begin, behind the table of positions
+  int responses = 0;  // where they begin, after the table of positions
   int shared_bytes = 0;
 
   constexpr bool is_paired() const { return span > kTaps; }

@@ -9,7 +9,7 @@
 //   [group][16 outputs][four steps][lane] two words. Lane (g, t):
 //     ones    bit 16 e + 8 (s / 2) + 4 (s % 2) + r: number e of register r in step s is 1. So for the bits b = 0 to 7
 //     of
-//             either pair of steps `(ones & 0x00010001 << b) * (0x3c00 >> b)` is a register of two halves of 0 or 1.
+//             either pair of steps `(ones & 0x00010001 << b) * (0x3c00 >> b)` is a register of two float16 of 0 or 1.
 //     pairs   bit 4 n + h: group n % 4 + 4 (t % 2) of output g + 8 (n / 4) in step 2 h + t / 2 keeps its last two. So
 //             `(pairs >> h & 0x11111111) * 10 + 0x44444444` are the metadata of steps 2 h and 2 h + 1 for the selectors
 //             0 and 1, a nibble 0x4 (0 and 1) or 0xe (2 and 3). Half of the bits are not used.

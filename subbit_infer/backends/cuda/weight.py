@@ -15,6 +15,7 @@ from subbit_infer.backends import cpu as _native
 from subbit_infer.backends.cache import PerTensor
 from subbit_infer.backends.cuda import device as _cuda_device
 from subbit_infer.backends.cuda.planner import Planned
+from subbit_infer.core.bits import numbers_of_bits
 from subbit_infer.core.weight import unpack_codebook
 
 _WORD_BYTES = 4  # rows of indices are whole words on the device
@@ -101,8 +102,7 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
             indices, bits = packed.cpu().contiguous(), codebook.cpu().contiguous()
             _native.check_weight(indices, bits, units, codewords, unit)
             words = torch.nn.functional.pad(indices, (0, -indices.shape[1] % _WORD_BYTES)).view(torch.int32)
-            taps = (unpack_codebook(bits, codewords, unit) > 0).flatten(1).to(torch.int32)
-            numbers = (taps << torch.arange(taps.shape[1])).sum(1).to(torch.int16)
+            numbers = numbers_of_bits((unpack_codebook(bits, codewords, unit) > 0).flatten(1)).to(torch.int16)
             weight = Prepared(words.to(packed.device), numbers.to(packed.device), units * unit[0], codewords, unit)
             uncounted = packed.is_inference() or codebook.is_inference()
             copy = (packed.clone(), codebook.clone()) if uncounted else None

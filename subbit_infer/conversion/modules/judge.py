@@ -25,7 +25,7 @@ Layer = SubbitConv2d | SubbitLinear
 """What takes the place of a module."""
 
 _DOES_MORE = "its module does more than the {kind}; convert(fold=True) rewrites the graph instead"
-_LEAST_OUTPUTS = 16  # of a channel, to tell what is behind it
+_LEAST_OUTPUTS = 16  # of a channel, to tell what is after it
 HOOKS = "it has forward hooks, which would be lost"
 
 
@@ -209,7 +209,7 @@ def _why_not_alone(module: nn.Module, call: Call) -> str:
 def _check_module(module: nn.Module) -> None:
     """What the module's outputs do not show."""
     check_padding(module)
-    # The observer's own are the first in front and the last behind.
+    # The observer's own are the first in front and the last after it.
     if any(len(m._forward_pre_hooks) > 1 or len(m._forward_hooks) > 1 for m in module.modules()):
         raise Kept(HOOKS)
 
@@ -276,7 +276,7 @@ def _modes(kind: str, seen: Tensor, given: Tensor) -> dict[str, int]:
 
 
 def _effective(call: Call, probes: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor | None, str]:
-    """Weight and bias with the factor and offset a channel that the module puts behind the call, and a note on them."""
+    """Weight and bias with the factor and offset per channel that follow the call in the module, and a note on them."""
     if all(torch.equal(sums, output) for sums, output in probes):
         return call.weight, call.bias, ""
     fit = None

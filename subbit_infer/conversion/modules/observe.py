@@ -89,7 +89,7 @@ class Observer:
 
     @contextmanager
     def watch(self, model: nn.Module, on_exit: OnExit) -> Iterator[None]:
-        """While it is entered, calls ``on_exit`` behind each call of a module that computes something itself.
+        """While it is entered, calls ``on_exit`` after each call of a module that computes something itself.
 
         ``on_exit`` gets the frame, the arguments and the output, while all tensors are still there.
         """
@@ -111,7 +111,7 @@ class Observer:
             for module in model.modules():
                 if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                     stack.callback(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True).remove)
-                    # Called behind failures too, which a model may catch.
+                    # Called after failures too, which a model may catch.
                     hook = module.register_forward_hook(leave, with_kwargs=True, always_call=True)
                     stack.callback(hook.remove)
             stack.enter_context(_Operators(self))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from subbit_infer.core import codebook as codebooks
 from subbit_infer.core import reference
-from subbit_infer.core.weight import PackedWeight, byte_count, check_indices, unpack_bits
+from subbit_infer.core.bits import byte_count, unpack_bits
+from subbit_infer.core.weight import PackedWeight, check_indices
 from subbit_infer.formats.onnx.functions import CONV_ATTRIBUTES, DOMAIN, INPUTS, KINDS, WEIGHT_ATTRIBUTES, Kind
 from subbit_infer.formats.onnx.graphs import Graph, NotConstantError
 from subbit_infer.nn import SubbitConv2d, SubbitLinear

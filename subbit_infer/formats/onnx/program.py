@@ -82,7 +82,7 @@ class Program:
 
 @dataclass
 class _Stage:
-    """A part of the graph in ONNX Runtime, and layers of ours behind it."""
+    """A part of the graph in ONNX Runtime, and layers of ours after it."""
 
     session: Any  # an onnxruntime.InferenceSession, or None where no node is between layers
     inputs: list[str]

@@ -56,7 +56,7 @@ class BitsRun : Run {
   std::int64_t row_words() const { return strips_.region_columns * words(); }
   std::int64_t plane_words() const { return strips_.region_rows * row_words(); }
 
-  // The part of the input that the strip reads, padding included, as words of `used`, and of `plus` behind them.
+  // The part of the input that the strip reads, padding included, as words of `used`, and of `plus` after them.
   // Returns how many rows there are.
   std::int64_t stage(std::uint64_t* used) const {
     const std::int64_t first_row = strip_.first_row * params_.stride_h - params_.pad_h;
@@ -113,7 +113,7 @@ class BitsRun : Run {
     return {plus, nonzero, width * words()};
   }
 
-  // Bits behind the last channel must not count.
+  // Bits after the last channel must not count.
   void copy_row(const Input& input, std::int64_t from, std::int64_t columns, std::uint64_t* used) const {
     const int last = static_cast<int>((plan_.in_group() - 1) % kWordChannels) + 1;
     const std::uint64_t channels_of_last = ~std::uint64_t{0} >> (kWordChannels - last);

@@ -70,7 +70,7 @@ class PatchesRun : Run {
   }
 
  private:
-  // All units as bits: `plus` planes, and the `positive` ones behind them. Returns whether there are zeros.
+  // All units as bits: `plus` planes, and the `positive` ones after them. Returns whether there are zeros.
   bool stage(std::uint64_t* plus, std::uint64_t* positive) const {
     const Staging staging = plan_staging(params_, strips_.planes, strip_);
     if (operands_.x_plus) {

@@ -176,8 +176,9 @@ class TapsOfRows {
   __m512i shift_, rest_;
 };
 
-// Eight taps of 64 pixels are eight words, a bit a pixel, and codes are a byte a pixel, a bit a tap: a transposition of
-// 8 x 64 bits. (The task is copied because the stores of codes could, for all the compiler knows, change it.)
+// Eight taps of 64 pixels are eight words, a bit per pixel, and codes are a byte per pixel, a bit per tap: a
+// transposition of 8 x 64 bits. (The task is copied because the stores of codes could, for all the compiler knows,
+// change it.)
 template <class Taps>
 inline void code_patches(const CodePatchesTask task) {
   const Taps taps(task.tap_bit);

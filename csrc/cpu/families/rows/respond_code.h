@@ -1,8 +1,8 @@
 // The respond step of the rows layout as machine code made for one codebook.
 //
 // Which three sums make a codeword is known when the weight is prepared. Code that knows it too keeps all sums of a
-// tile in registers and does two additions and a store a codeword, without loads, loops or branches: 18 to 20 ns a unit
-// and tile at tau = 5, where the loop over RowTerms takes 38 and mispredicts (benchmarks/NOTES.md).
+// tile in registers and does two additions and a store per codeword, without loads, loops or branches: 18 to 20 ns per
+// unit and tile at tau = 5, where the loop over RowTerms takes 38 and mispredicts (benchmarks/NOTES.md).
 #pragma once
 
 #include <cstddef>

@@ -12,7 +12,7 @@
 namespace subbit {
 namespace {
 
-// `count` elements, `step` apart in the input, one behind the other. What is stored behind them is overwritten later.
+// `count` elements, `step` apart in the input, one after the other. What is stored after them is overwritten later.
 template <class V>
 inline void stage_run(const StageTask& task, const float* x, std::int64_t count, typename V::Element* out) {
   for (std::int64_t i = 0; i < count; i += V::kLanes) {

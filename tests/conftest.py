@@ -1,0 +1,44 @@
+"""Which tests ``make test`` leaves to ``make test-all``: the mark ``slow``, set in one place by what was measured."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+
+# Files and tests of many seconds, each of which repeats at full size what quicker ones test in small.
+SLOW = (
+    "cuda/test_cuda_build.py",
+    "cuda/test_cuda_product.py",
+    "cuda/test_cuda_shim.py",
+    "cuda/test_cuda_sparse.py",
+    "conversion/test_graph.py::test_any_chain",
+    "conversion/test_graph.py::test_networks",
+    "conversion/test_graph.py::TestPrograms::test_a_file_in_a_fresh_process",
+    "conversion/test_graph.py::TestPrograms::test_ahead_of_time",
+    "conversion/test_swap_replace.py::test_networks",
+    "conversion/test_convert.py::TestPrograms::test_a_program",
+    "conversion/test_convert.py::TestModules::test_compressed",
+    "conversion/test_convert.py::TestModules::test_fullgraph",
+    "conversion/test_compress.py::test_max_bits_is_kept_and_used",
+    "cpu/test_kernels.py::TestWhatSurroundsTheSums::test_random_problems",
+    "ops/test_ops.py::test_any_problem_equals_conv2d",
+)
+
+# Tests of hundreds of combinations: of these files one in EVERY is enough to see that something broke.
+SAMPLED = ("cpu/test_kernels.py", "cpu/test_threads.py", "ops/test_ops.py", "core/test_epilogue.py")
+EVERY = 5
+
+
+def is_slow(node: str) -> bool:
+    """Whether a test is left out, by its name below tests/; the same at every run."""
+    if node.startswith(SLOW):
+        return True
+    return node.startswith(SAMPLED) and "[" in node and zlib.crc32(node.encode()) % EVERY != 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sets the mark."""
+    for item in items:
+        if is_slow(item.nodeid.removeprefix("tests/")):
+            item.add_marker(pytest.mark.slow)
