@@ -65,9 +65,7 @@ def milliseconds(case: Case, layer: Layer) -> dict[str, float]:
         pixels=side**2,
         out_width=side,
         input_pixels=layer.side**2,
-        has_sharing=True,
-        has_product=True,
-        has_sparse="sparse" in plans_for(case.tau, case.binary),
+        routes=[plan for plan in plans_for(case.tau, case.binary) if plan != "dense"],
         **H100,
         **(USUAL | case.options),
     )

@@ -119,9 +119,7 @@ def cuda_candidates(
     is_bare: bool,
     capability: int,
     multiprocessors: int,
-    has_sharing: bool,
-    has_product: bool,
-    has_sparse: bool,
+    routes: list[str],
 ) -> list[CudaCandidate]: ...
 def wanted_plan() -> str: ...
 def kernels() -> list[tuple[str, str, bool]]: ...

@@ -27,10 +27,12 @@ Element element_of(int number) {
 }
 
 Route route_of(const std::string& name) {
-  if (name == "sharing") return Route::kSharing;
-  if (name == "product") return Route::kProduct;
-  if (name == "sparse") return Route::kSparse;
-  throw std::invalid_argument("route must be sharing, product or sparse, got '" + name + "'");
+  std::string names;
+#define SUBBIT_CUDA_ROUTE(enumerator, route)    \
+  if (name == #route) return Route::enumerator; \
+  names += (names.empty() ? "" : ", ") + std::string(#route);
+#include "cuda/routes.inc"
+  throw std::invalid_argument("route must be one of " + names + ", got '" + name + "'");
 }
 
 // Runs what starts a kernel with the device current. torch's guard has made it current already and sets it back: this

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from helpers import UNIT_1X1, UNIT_3X3
 
 from subbit_infer.backends import cpu as _native
+from subbit_infer.backends.cuda.planner import ROUTES
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
 A100, A10, L40S, H100, B200, B300, RTX_PRO = (
@@ -28,8 +32,8 @@ def candidates(
     return _native.cuda_candidates(
         binary=binary, element=element, unit=_native.UNITS[unit], codewords=codewords, units=units, outputs=outputs,
         groups=groups, batch=batch, pixels=out * out, input_pixels=side * side,
-        capability=gpu[0], multiprocessors=gpu[1], has_sharing=has_sharing, has_product=has_product,
-        has_sparse=has_sparse,
+        capability=gpu[0], multiprocessors=gpu[1],
+        routes=[name for name, has in zip(ROUTES, (has_sharing, has_product, has_sparse), strict=True) if has],
         **(USUAL | {"out_width": out} | options),
     )  # fmt: skip
 
@@ -194,3 +198,29 @@ def test_bad_numbers_are_refused():
         candidates(batch=1 << 40)
     with pytest.raises(ValueError, match="out_width must be 0 to pixels, got 785"):
         candidates(out_width=785)
+
+
+CUDA = Path(__file__).parent.parent.parent / "csrc" / "cuda"
+
+
+def test_the_table_of_routes_is_what_is_compiled():
+    """Every kernel's translation unit and launch function, and the architecture that CMake gives it."""
+    text = (CUDA / "routes.inc").read_text()
+    routes = re.findall(r"^SUBBIT_CUDA_ROUTE\(\w+, (\w+)\)$", text, re.MULTILINE)
+    assert tuple(routes) == ROUTES
+    assert {c["plan"] for c in candidates(codewords=4)} == {*routes, "dense"}
+    kernels = re.findall(r"^SUBBIT_CUDA_KERNEL\((\w+), (\w+), ([\w |]+), (\w+), ([\w/.]+)\)$", text, re.MULTILINE)
+    assert len(kernels) == len(re.findall(r"^SUBBIT_CUDA_KERNEL\(", text, re.MULTILINE))
+    assert {route for route, *_ in kernels} == set(routes)
+    for route, launch, activations, _, unit in kernels:
+        assert unit.startswith(f"{route}/")
+        assert set(activations.split(" | ")) <= {"float32", "float16", "bfloat16", "binary"}
+        assert re.search(rf"^cudaError_t {launch}\(.*\{{$", (CUDA / unit).read_text(), re.MULTILINE | re.DOTALL), launch
+    units = {str(file.relative_to(CUDA)) for file in CUDA.rglob("*.cu")}
+    dispatchers = {f"{route}/{route}.cu" for route in routes}
+    assert units - dispatchers == {unit for *_, unit in kernels} - dispatchers
+    cmake = (CUDA / "CMakeLists.txt").read_text()
+    special = dict(re.findall(r"^add_kernels\(subbit_cuda_kernels_of_(hopper|last) ([\w/.]+)\)", cmake, re.MULTILINE))
+    names = {"hopper": "90a", "last": "last"}
+    compiled = {unit: names[target] for target, unit in special.items()}
+    assert compiled == {unit: architecture for *_, architecture, unit in kernels if architecture != "80"}

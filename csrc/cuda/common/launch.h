@@ -8,7 +8,10 @@
 
 namespace subbit {
 
-enum class Route { kSharing = 0, kProduct = 1, kSparse = 2 };
+enum class Route {
+#define SUBBIT_CUDA_ROUTE(enumerator, name) enumerator,
+#include "cuda/routes.inc"
+};
 
 // Whether a route has a kernel for the problem.
 bool can_run(Route route, const CudaParams& params);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 
 #include "core/checked.h"
 #include "cuda/sharing/sharing_tile.h"
@@ -74,19 +75,18 @@ class Model {
 
   double microseconds(Plan plan) const {
     switch (plan) {
-      case Plan::kSharing:
-        return sharing();
-      case Plan::kProduct:
-        return product();
-      case Plan::kSparse:
-        return sparse();
+#define SUBBIT_CUDA_ROUTE(enumerator, name) \
+  case Plan::enumerator:                    \
+    return name();
+#include "cuda/routes.inc"
       case Plan::kDense:
         break;
     }
     return dense();
   }
 
-  bool fits_sparse() const { return plan_sparse(sparse_params()).outputs != 0; }
+  // Whether a tile of x fits a block's shared memory, which only the sparse route's may not.
+  bool fits(Plan plan) const { return plan != Plan::kSparse || plan_sparse(sparse_params()).outputs != 0; }
 
  private:
   bool is_binary() const { return p_.activations == Activations::kBinary; }
@@ -243,29 +243,40 @@ class Model {
   const Rates& rates_;
 };
 
+bool contains(const std::vector<Plan>& plans, Plan plan) {
+  return std::find(plans.begin(), plans.end(), plan) != plans.end();
+}
+
 }  // namespace
 
 const char* Candidate::name() const {
   switch (plan) {
-    case Plan::kSharing:
-      return "sharing";
-    case Plan::kProduct:
-      return "product";
-    case Plan::kSparse:
-      return "sparse";
+#define SUBBIT_CUDA_ROUTE(enumerator, name) \
+  case Plan::enumerator:                    \
+    return #name;
+#include "cuda/routes.inc"
     case Plan::kDense:
       break;
   }
   return "dense";
 }
 
-std::vector<Candidate> candidates(const Problem& problem, const Gpu& gpu, const Routes& routes) {
+Plan route_plan(const std::string& name) {
+#define SUBBIT_CUDA_ROUTE(enumerator, route) \
+  if (name == #route) return Plan::enumerator;
+#include "cuda/routes.inc"
+  throw std::invalid_argument("there is no route '" + name + "'");
+}
+
+std::vector<Candidate> candidates(const Problem& problem, const Gpu& gpu, const std::vector<Plan>& routes) {
   const Model model(problem, gpu);
   std::vector<Candidate> result;
-  if (routes.sharing) result.push_back({Plan::kSharing, model.microseconds(Plan::kSharing)});
-  if (routes.product) result.push_back({Plan::kProduct, model.microseconds(Plan::kProduct)});
-  if (routes.sparse && model.fits_sparse()) result.push_back({Plan::kSparse, model.microseconds(Plan::kSparse)});
-  result.push_back({Plan::kDense, model.microseconds(Plan::kDense)});
+  const auto add = [&](Plan plan) { result.push_back({plan, model.microseconds(plan)}); };
+  // In the table's order, which decides between equals.
+#define SUBBIT_CUDA_ROUTE(enumerator, name) \
+  if (contains(routes, Plan::enumerator) && model.fits(Plan::enumerator)) add(Plan::enumerator);
+#include "cuda/routes.inc"
+  add(Plan::kDense);
   std::stable_sort(result.begin(), result.end(),
                    [](const Candidate& a, const Candidate& b) { return a.microseconds < b.microseconds; });
   return result;

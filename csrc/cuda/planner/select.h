@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "cuda/common/params.h"
@@ -37,22 +38,26 @@ struct Gpu {
   std::int64_t multiprocessors;
 };
 
-// The ways that have a kernel for the problem; dense needs none.
-struct Routes {
-  bool sharing, product, sparse;
+// A route of the table, or the dense convolution.
+enum class Plan {
+#define SUBBIT_CUDA_ROUTE(enumerator, name) enumerator,
+#include "cuda/routes.inc"
+  kDense
 };
 
-enum class Plan { kSharing, kProduct, kSparse, kDense };
+// The route of that name. Throws std::invalid_argument where there is none.
+Plan route_plan(const std::string& name);
 
 // A way to run a problem, and what the whole batch is expected to take.
 struct Candidate {
   Plan plan;
   double microseconds;
 
-  const char* name() const;  // sharing, product, sparse or dense
+  const char* name() const;  // the route's, or dense
 };
 
-// Every way to run the problem on the device, the quickest first.
-std::vector<Candidate> candidates(const Problem& problem, const Gpu& gpu, const Routes& routes);
+// Every way to run the problem on the device, the quickest first: of the routes that have a kernel for it, in any
+// order, and dense, which needs none.
+std::vector<Candidate> candidates(const Problem& problem, const Gpu& gpu, const std::vector<Plan>& routes);
 
 }  // namespace subbit::cuda

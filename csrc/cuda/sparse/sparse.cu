@@ -1,3 +1,4 @@
+#include "cuda/product/product.h"
 #include "cuda/sparse/sparse.h"
 #include "cuda/sparse/sparse_run.cuh"
 #include "cuda/sparse/sparse_weight.cuh"
@@ -10,8 +11,13 @@ std::int64_t sparse_weight_bytes(const CudaParams& params) {
   return sparse_weight_items(sparse_weight_shape(params)) * static_cast<std::int64_t>(sizeof(uint2));
 }
 
-cudaError_t prepare_sparse(const CudaParams& params, const std::uint32_t* indices, void* weight, cudaStream_t stream) {
+cudaError_t prepare_sparse(const CudaParams& params, const std::uint32_t* indices, const Codeword*, void* weight,
+                           cudaStream_t stream) {
   return start_prepare_sparse(params, indices, weight, stream);
+}
+
+std::int64_t sparse_scratch_bytes(const CudaParams& params, const CudaOperands& operands) {
+  return product_scratch_bytes(params, operands);
 }
 
 cudaError_t launch_sparse(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream) {

@@ -16,8 +16,12 @@ bool can_run_sparse(const CudaParams& params);
 // groups alone.
 std::int64_t sparse_weight_bytes(const CudaParams& params);
 
-// Makes the prepared weight, 16-byte aligned, of packed indices as CudaOperands has them.
-cudaError_t prepare_sparse(const CudaParams& params, const std::uint32_t* indices, void* weight, cudaStream_t stream);
+// Makes the prepared weight, 16-byte aligned, of packed indices as CudaOperands has them; reads no codebook.
+cudaError_t prepare_sparse(const CudaParams& params, const std::uint32_t* indices, const Codeword* codebook,
+                           void* weight, cudaStream_t stream);
+
+// Bytes of scratch memory that a call with these operands needs: x rearranged, as for the product.
+std::int64_t sparse_scratch_bytes(const CudaParams& params, const CudaOperands& operands);
 
 // Called by launch(), for problems that it can run and that are not empty.
 cudaError_t launch_sparse(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);

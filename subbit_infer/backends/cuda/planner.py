@@ -107,8 +107,6 @@ def candidates(
         is_bare=shape.is_bare,
         capability=facts.capability,
         multiprocessors=facts.multiprocessors,
-        has_sharing="sharing" in routes,
-        has_product="product" in routes,
-        has_sparse="sparse" in routes,
+        routes=list(routes),
     )
     return [Candidate(c["plan"], c["microseconds"]) for c in found]
