@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 
 
 class PerTensor(Generic[Value]):
-    """A value per tensor, looked up by identity; 1 us faster than torch's WeakTensorKeyDictionary.
+    """A value a tensor, looked up by identity; 1 us faster than torch's WeakTensorKeyDictionary.
 
     Both operations are one step of a dict, so threads need no lock.
     """
