@@ -20,7 +20,7 @@ int tau_of(int codewords);
 // Bytes of one output channel's packed indices.
 std::int64_t packed_row_bytes(std::int64_t units, int tau);
 
-// A weight with one byte an index, every index known to be below the number of codewords.
+// A weight with one byte per index, every index known to be below the number of codewords.
 struct DecodedWeight {
   Unit unit;
   std::int64_t out_channels;

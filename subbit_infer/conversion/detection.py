@@ -28,7 +28,7 @@ def recognize(weight: Tensor, bias: Tensor | None = None, *, tolerance: float = 
 
     Returns:
         The packed weight of the units 1x3x3 or 8x1x1. Its scale, alpha, is the channel's magnitude where that is one
-        number, and the mean magnitude else; it is negative in channels whose opposite needs fewer bits an index.
+        number, and the mean magnitude else; it is negative in channels whose opposite needs fewer bits per index.
 
     Raises:
         NotSubbitError: it is not; why is the message.

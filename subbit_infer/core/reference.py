@@ -115,7 +115,7 @@ def conv2d_shared(
     activation_bits: int = 32,
     sign_zero: int = 0,
 ) -> Tensor:
-    """Sub-bit convolution by sharing: every codeword's response once, then one addition a unit.
+    """Sub-bit convolution by sharing: every codeword's response once, then one addition per unit.
 
     Arguments and result are those of :func:`conv2d`.
     """

@@ -1,4 +1,4 @@
-"""The packed weight: tau-bit indices, a codebook at one bit a tap, scale and bias; and its file."""
+"""The packed weight: tau-bit indices, a codebook at one bit per tap, scale and bias; and its file."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def pack_indices(indices: Tensor, codewords: int) -> Tensor:
 
 
 def pack_codebook(codebook: Tensor) -> Tensor:
-    """Packs a codebook (K, g, kh, kw) of +-1 at one bit a tap: (ceil(K * taps / 8),) uint8, 1 for +1."""
+    """Packs a codebook (K, g, kh, kw) of +-1 at one bit per tap: (ceil(K * taps / 8),) uint8, 1 for +1."""
     bits = (codebook_module.check_codebook(codebook) > 0).to(torch.int64)
     return pack_bits(bits.reshape(1, -1), 1)[0]
 

@@ -12,13 +12,13 @@
 namespace subbit {
 namespace {
 
-// A block of up to 64 channels and pixels, a word a channel, to the pixels' words.
+// A block of up to 64 channels and pixels, a word per channel, to the pixels' words.
 inline void store_transposed(std::uint64_t channels[64], int pixels, std::uint64_t* words, std::int64_t stride) {
   transpose(channels);
   for (int p = 0; p < pixels; ++p) words[p * stride] = channels[p];
 }
 
-// Channels lie next to each other, or pixels do (a word a channel then, transposed), or neither.
+// Channels lie next to each other, or pixels do (a word per channel then, transposed), or neither.
 inline void pack(const PackTask& task) {
   const Words& out = task.words;
   if (task.x_channel == 1) {

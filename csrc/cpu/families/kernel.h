@@ -102,8 +102,9 @@ static_assert(kBlockBytes <= 65536, "offsets are 16 bits");
 
 // ---- patches layout -------------------------------------------------------------------------------------
 
-// Planes hold one bit an element, two planes a channel: in `plus` a 1 is +1, in `positive` a 1 is +1 or 0. They differ
-// only where an activation is 0; then everything is done for both and added up, which counts a 0 as half a match.
+// Planes hold one bit per element, two planes per channel: in `plus` a 1 is +1, in `positive` a 1 is +1 or 0. They
+// differ only where an activation is 0; then everything is done for both and added up, which counts a 0 as half a
+// match.
 struct StagePatchesTask {
   StageTask input;  // whose plane is not used
   std::uint64_t* plus;

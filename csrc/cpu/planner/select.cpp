@@ -65,7 +65,7 @@ int units_per_block(const Kernel& kernel, const Problem& problem) {
 // (benchmarks/NOTES.md). What decides is their proportion to each other and to the dense convolution's, which differs
 // less between machines than they do.
 struct Costs {
-  double call;      // once an image
+  double call;      // once per image
   double plane;     // rows, patches: a plane of a unit; patches: and of 64 pixels
   double stage;     // an input value
   double strided;   // times that, where columns are strided

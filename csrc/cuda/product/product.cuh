@@ -11,15 +11,15 @@
 // copies write in a row. (K may have any order as long as x and the weight have the same, so 16 bytes hold what a lane
 // needs for two products, and no transposing load is needed.) Weights of bits lie in the order of lanes: the same.
 //
-// What bounds it, by arithmetic for an A100 (a multiprocessor does 1024 half multiply-adds a clock, 64 logical
+// What bounds it, by arithmetic for an A100 (a multiprocessor does 1024 half multiply-adds per clock, 64 logical
 // operations and 128 bytes of shared memory): the large tile of float16, 128 outputs x 128 pixels, four warps of 64 x
 // 64. A step is 64 products of matrices a warp, 512 clocks. Its signs are decoded by 2 x 32 operations, 128 clocks of
 // another pipe; x is read by 8 loads of 512 bytes per warp, 128 clocks for the four. So the tensor cores are the bound;
-// the second-level cache gives 8 KiB a step, 16 bytes a clock and multiprocessor. Bits: 0.5 to 0.54 products a clock,
-// 128 x 128 x 512 in 490 clocks, which reads 16 KiB twice, 256 clocks: tensor cores again, and with float activations
-// around it the device's memory. Int8, as on an H100 (4096 multiply-adds a clock, 62 % of them by mma.sync): a step of
-// 128 x 128 x 64 takes 413 clocks, in which the signs take three operations a register, two of one pipe (128 clocks)
-// and one of another (64), and x is read as float16 is. None of this is measured yet.
+// the second-level cache gives 8 KiB per step, 16 bytes per clock and multiprocessor. Bits: 0.5 to 0.54 products per
+// clock, 128 x 128 x 512 in 490 clocks, which reads 16 KiB twice, 256 clocks: tensor cores again, and with float
+// activations around it the device's memory. Int8, as on an H100 (4096 multiply-adds per clock, 62 % of them by
+// mma.sync): a step of 128 x 128 x 64 takes 413 clocks, in which the signs take three operations a register, two of one
+// pipe (128 clocks) and one of another (64), and x is read as float16 is. None of this is measured yet.
 //
 // The small tile, 32 outputs x 16 pixels, is for calls that the large one would leave most of the device idle in: its
 // four warps take every fourth step each, and their sums are added in the order of the warps. So the order of

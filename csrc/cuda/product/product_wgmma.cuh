@@ -11,20 +11,20 @@
 // 16 h + 8 i + g are its bits 16 e + 8 h + 2 t + i. A lane thus reads the words of all four lanes of its g, 16 bytes in
 // a row; each is two registers: `word << (15 - 8 h - 2 t - i) & 0x80008000 | 0x3c003c00`.
 //
-// What bounds it, by arithmetic for an H100 (a multiprocessor does 2048 half multiply-adds a clock, 64 logical
+// What bounds it, by arithmetic for an H100 (a multiprocessor does 2048 half multiply-adds per clock, 64 logical
 // operations and 128 bytes of shared memory). A stage of a tile of 128 outputs x 128 pixels is 512 clocks of the tensor
 // cores. They read x for both warpgroups, 32 KiB, 256 clocks; copies write 16 KiB, 128 clocks: three quarters of what
 // shared memory gives. Its signs are decoded by 8 warps x 16 registers x 2 operations, 128 clocks of another pipe. 16
-// KiB a stage from the second-level cache are 32 bytes a clock and multiprocessor: if it gives some 5.5 TB/s, 24 bytes,
-// as is assumed here, that is the bound, three quarters of the tensor cores' rate; only more outputs a block would move
-// it. float32: three times the products for three times the bytes, with half the pixels; the same shares. None of this
-// is measured yet.
+// KiB a stage from the second-level cache are 32 bytes per clock and multiprocessor: if it gives some 5.5 TB/s, 24
+// bytes, as is assumed here, that is the bound, three quarters of the tensor cores' rate; only more outputs a block
+// would move it. float32: three times the products for three times the bytes, with half the pixels; the same shares.
+// None of this is measured yet.
 //
-// Two blocks a multiprocessor (128 registers a thread, 71 or 77 KiB each), so that one multiplies while the other waits
-// at a barrier, adds up a stage or is in its epilogue. 128 pixels for float16 and not 256, whose sums alone would be
-// 128 registers.
+// Two blocks per multiprocessor (128 registers per thread, 71 or 77 KiB each), so that one multiplies while the other
+// waits at a barrier, adds up a stage or is in its epilogue. 128 pixels for float16 and not 256, whose sums alone would
+// be 128 registers.
 //
-// Sums are added up as NumbersKind says, with k = 64 numbers a stage; that wgmma rounds no worse than mma.sync is
+// Sums are added up as NumbersKind says, with k = 64 numbers per stage; that wgmma rounds no worse than mma.sync is
 // assumed.
 //
 // The stages. Copies of stage s + kAhead are started while the products of stage s go on, into the place of a stage

@@ -9,7 +9,7 @@
 //
 // The inner loop: a byte of an index word picks a row, one load, words_per_lane additions. An addition stands for nine
 // multiply-adds of a 3x3 convolution and costs 4 bytes of shared memory, 4/9 of a byte a multiply-add (2/9 with two
-// sums a word). 128 bytes a cycle bound it: 16 outputs take 64 cycles, in which a multiprocessor issues 256
+// sums per word). 128 bytes per cycle bound it: 16 outputs take 64 cycles, in which a multiprocessor issues 256
 // instructions, and nvcc 13.0 makes 120 of them (sm_90). What else shared memory does for a unit, in rows of responses:
 // for each of K codewords one is written and about 2.2 are read; the sums take about 25. So of its time
 //
@@ -59,7 +59,7 @@ struct alignas(sizeof(T) * kCount) LaneWords {
   T at[kCount];
 };
 
-// kHalves: two pixels' sums a word. Of the two pixels, the even one is the low half. Signs a and b of two pixels make
+// kHalves: two pixels' sums per word. Of the two pixels, the even one is the low half. Signs a and b of two pixels make
 // the float a + 65536 b; sums of them are exact below 2^24, so the arithmetic is that of floats up to the last
 // addition, which lands on 1.5 * 2^23 + the integer: its bits are those of 1.5 * 2^23 plus the integer. These are added
 // up as 32-bit integers; what is too much is taken off at the end, and the halves come apart as long as the low one is

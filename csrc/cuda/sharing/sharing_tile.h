@@ -48,8 +48,8 @@ constexpr int sharing_parts(Unit unit) { return unit == Unit::k3x3 ? 3 : 2; }   
 constexpr int sharing_part_taps(Unit unit) { return unit == Unit::k3x3 ? 3 : 4; }          // of one
 constexpr int sharing_part_sums(Unit unit) { return 1 << (sharing_part_taps(unit) - 1); }  // signless
 
-// Words of a lane at most. For two pixels a word, of an 8x1x1 unit, 4 would be 32 loads under way, which with the sums
-// are more than 128 registers.
+// Words of a lane at most. For two pixels per word, of an 8x1x1 unit, 4 would be 32 loads under way, which with the
+// sums are more than 128 registers.
 constexpr int sharing_most_words(Unit unit, bool halves) { return unit == Unit::k8x1x1 && halves ? 2 : 4; }
 
 // Whether there is a kernel: pixels and channels count in 32 bits, whatever the strides.

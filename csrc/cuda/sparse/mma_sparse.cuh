@@ -23,7 +23,7 @@ namespace subbit {
 // A register of A holds the two kept numbers of its group. The metadata name them, a nibble a group: the two lowest
 // bits are the index of the first one in the group, the others that of the second. The selector i (0 or 1) picks the
 // lanes with t / 2 = i: of these, lane (g, t) gives groups 4 (t % 2) + 0 to 3, of row g in its bits 0 to 15, of row g +
-// 8 in bits 16 to 31. So one word a lane serves two products. Indices grow, so the ordered form will do.
+// 8 in bits 16 to 31. So one word per lane serves two products. Indices grow, so the ordered form will do.
 
 #if defined(__CUDACC__)
 

@@ -28,7 +28,7 @@
 // that a store of the fragments' lanes writes are those of two pixels (4 codewords), or of one pixel in two steps (8):
 // 64 bytes each, on different banks because pixels are 64 bytes apart, and steps 64 more than a multiple of 128.
 //
-// What bounds it, by arithmetic for an A100 (a multiprocessor does 1024 half multiply-adds a clock, 2048 sparse ones,
+// What bounds it, by arithmetic for an A100 (a multiprocessor does 1024 half multiply-adds per clock, 2048 sparse ones,
 // and 128 bytes of shared memory), in clocks for 64 pixels of 32 channels, 4 codewords, pairs:
 //     128 outputs:  tensor cores  512 (sparse) + 128 (responses)   shared  256 (ldmatrix) + 128 (writes) + 256 (reads)
 //     256 outputs:  tensor cores 1024 + 128                        shared  256 + 128 + 512
@@ -109,7 +109,7 @@ struct Sparse {
   using Epilogue = TileEpilogue<Tile::kOutputs, Tile::kThreads>;
   using Outputs = typename Epilogue::Outputs;
   static constexpr int kThreads = Tile::kThreads;
-  // Twelve warps may have 168 registers a thread, eight 255.
+  // Twelve warps may have 168 registers per thread, eight 255.
   static constexpr int kBlocksPerMultiprocessor =
       (Tile::kM * Tile::kN > 16 || Kind::kParts > 1 ? 8 : 12) / Tile::kWarps;
   static constexpr int kSteps = Kind::kSteps, kParts = Kind::kParts;

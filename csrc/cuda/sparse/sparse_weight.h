@@ -1,7 +1,7 @@
 // The weight as the sparse route (sparse.cuh) reads it: which codeword each output takes of each channel, in the order
 // in which the lanes of a sparse product want it (mma_sparse.cuh).
 //
-// K, the numbers of one output, goes by channel and inside a channel by codeword: 4 codewords a channel, one group of
+// K, the numbers of one output, goes by channel and inside a channel by codeword: 4 codewords per channel, one group of
 // four, or 8, two groups. A codebook that has fewer is filled up with codewords that no index names. A *step* is what
 // one product takes: 32 numbers, 8 or 4 channels. Of a group that has the index, its low bit says which of the two kept
 // numbers is 1, its high bit whether the kept ones are the first two or the last two; of one that has not, both are 0.

@@ -239,7 +239,7 @@ def _input(frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tenso
 
 
 def _probes(call: Call) -> int:
-    """How many probes it takes for enough outputs a channel: a few may all be what a ReLU lets through."""
+    """How many probes it takes for enough outputs per channel: a few may all be what a ReLU lets through."""
     assert call.output is not None
     return math.ceil(_LEAST_OUTPUTS * call.weight.shape[0] / max(call.output.numel(), call.weight.shape[0]))
 

@@ -123,7 +123,7 @@ inline void look_up_pixels(const LookUpTask& task) {
   for (; p < task.pixels; ++p) look_up_outputs<kSlot, 1>(task, p);
 }
 
-// What the first eight taps see, a word of 64 pixels a tap. Where they are, and how far into a word, is the same for
+// What the first eight taps see, a word of 64 pixels per tap. Where they are, and how far into a word, is the same for
 // all units.
 class Taps {
  public:

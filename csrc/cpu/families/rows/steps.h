@@ -213,7 +213,7 @@ inline void finish_rows(const FinishTask& task) {
   }
 }
 
-// Masks of signs, a word of pixels a channel, transposed.
+// Masks of signs, a word of pixels per channel, transposed.
 template <class F>
 inline void pack_rows(const PackTask& task) {
   const Words& out = task.words;
