@@ -18,6 +18,11 @@ constexpr int element_bytes(Element element) { return element == Element::kFloat
 // products, eight for one: there binary activations are multiplied as int8 from the start.
 constexpr bool has_bit_products(int capability) { return capability < 100; }
 
+// Blocks that fill a device: with fewer of a large tile, a kernel takes a smaller one.
+// As many blocks as the devices in question have multiprocessors (108 to 144). A constant, so that the bits of a result
+// depend on the device no more than its instructions make them.
+constexpr std::int64_t kEnoughBlocks = 128;
+
 struct CudaParams {
   ConvProblem conv;  // threads means nothing here
   Element element = Element::kFloat32;

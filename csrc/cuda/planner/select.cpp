@@ -126,7 +126,6 @@ class Model {
 
   // The product's tile: as run_product chooses it (product_run.cuh).
   const Tile& product_tile(bool keeps_more) const {
-    constexpr std::int64_t kEnoughBlocks = 128;
     const Tile& large = keeps_more ? kHalfTile : kLargeTile;
     return blocks(large) >= kEnoughBlocks ? large : kSmallTile;
   }

@@ -92,10 +92,6 @@ Status start_tile(ProductArgs args, Stream stream) {
   return start<Body>(blocks, Body::kSharedBytes, args, stream);
 }
 
-// As many blocks as the devices in question have multiprocessors (108 to 144). A constant, so that the bits of a result
-// depend on the device no more than its instructions make them.
-constexpr std::int64_t kEnoughBlocks = 128;
-
 template <class Tile>
 bool fills_device(const CudaParams& params) {
   return blocks_of<Tile>(params) >= kEnoughBlocks;

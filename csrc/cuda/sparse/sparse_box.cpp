@@ -79,7 +79,6 @@ SparseBox plan_sparse_box(const CudaParams& params, int outputs) {
 }
 
 SparsePlan plan_sparse(const CudaParams& params) {
-  constexpr std::int64_t kEnoughBlocks = 128;
   SparsePlan plan;
   if (!has_kernel(params)) return plan;
   for (int outputs : {256, 128, 64}) {
