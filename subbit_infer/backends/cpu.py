@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import threading
-import weakref
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from subbit_infer.backends.cache import PerTensor
+from subbit_infer.backends.cache import WeightCache, version_of
 from subbit_infer.core.activations import word_count
 from subbit_infer.core.epilogue import ACTIVATIONS
 from subbit_infer.core.reference import dense_conv2d
@@ -82,43 +78,14 @@ class _Dense:
     def __init__(self, scale: Tensor, weight: Tensor) -> None:
         self.scale = scale
         self.weight = weight
-        self._version = _version(scale)
+        self._version = version_of(scale)
         self._copy = scale.clone() if scale.is_inference() else None  # changes are not counted
 
     def is_current(self) -> bool:
         """Whether the scale is what it was."""
         if self._copy is not None:
             return _is_same(self.scale, self._copy)
-        return self._version == _version(self.scale)
-
-
-@dataclass
-class _Entry:
-    """A prepared weight, and what its tensors were when it was made."""
-
-    weight: Prepared
-    codebook: weakref.ref[Tensor]
-    state: tuple[object, ...]
-    copy: tuple[Tensor, Tensor] | None  # only of tensors that do not count their changes
-
-
-_prepared = PerTensor[_Entry]()  # by packed_indices
-_lock = threading.Lock()
-# Held across fork(), so that a child never inherits it locked by a thread that it does not have.
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def state_of(
-    packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]
-) -> tuple[object, ...]:
-    """What changes when the tensors do, as far as torch counts it."""
-    versions = _version(packed), _version(codebook)
-    where = packed.data_ptr(), packed.shape, packed.stride(), codebook.data_ptr(), codebook.stride()
-    return where, versions, units, codewords, unit
+        return self._version == version_of(self.scale)
 
 
 def _is_same(tensor: Tensor, copy: Tensor) -> bool:
@@ -128,20 +95,8 @@ def _is_same(tensor: Tensor, copy: Tensor) -> bool:
     return _C.same_bytes(tensor.data_ptr(), copy.data_ptr(), tensor.nbytes)
 
 
-def _is_current(entry: _Entry, packed: Tensor, codebook: Tensor, state: tuple[object, ...]) -> bool:
-    if entry.codebook() is not codebook or entry.state != state:
-        return False
-    return entry.copy is None or (_is_same(packed, entry.copy[0]) and _is_same(codebook, entry.copy[1]))
-
-
-def find_prepared(
-    packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]
-) -> Prepared | None:
-    """The prepared weight if there is one and its tensors have not changed since."""
-    entry = _prepared.get(packed)
-    if entry is None or not _is_current(entry, packed, codebook, state_of(packed, codebook, units, codewords, unit)):
-        return None
-    return entry.weight
+_weights = WeightCache[Prepared](_is_same)
+find_prepared = _weights.find
 
 
 def check_weight(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]) -> _C.Weight:
@@ -171,20 +126,11 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         TypeError: a packed tensor is not uint8.
         ValueError: the packed tensors do not fit the sizes, or an index is out of range.
     """
-    found = find_prepared(packed, codebook, units, codewords, unit)
-    if found is not None:
-        return found
-    with _lock:
-        found = find_prepared(packed, codebook, units, codewords, unit)
-        if found is not None:
-            return found
-        weight = check_weight(packed, codebook, units, codewords, unit)
-        uncounted = packed.is_inference() or codebook.is_inference()
-        copy = (packed.clone(), codebook.clone()) if uncounted else None
-        prepared = Prepared(weight, units * unit[0])
-        state = state_of(packed, codebook, units, codewords, unit)
-        _prepared.put(packed, _Entry(prepared, weakref.ref(codebook), state, copy))
-        return prepared
+
+    def make() -> Prepared:
+        return Prepared(check_weight(packed, codebook, units, codewords, unit), units * unit[0])
+
+    return _weights.prepare(packed, codebook, units, codewords, unit, make)
 
 
 def pack(x: Tensor, shift: Tensor | None, sign_zero: int, level: str | None = None) -> tuple[Tensor, Tensor | None]:

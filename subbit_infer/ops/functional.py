@@ -178,7 +178,7 @@ def conv(
         )  # fmt: skip
         outputs = _repeat.repeat(*words, indices, residual, vectors, options)
         if outputs is not None:
-            return _result(outputs, indices.out_channels)
+            return cast("Tensor", outputs[0]) if outputs[1] is None else _result(outputs, indices.out_channels)
     if not isinstance(x, PackedActivations):
         check_floats(x)
         if x.dim() not in (3, 4):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -52,17 +53,15 @@ def _key(x: Tensor, x_nonzero: Tensor | None, residual: Tensor | None, options: 
     return x.dtype, x.shape, x.stride(), x.device, of_nonzero, of_residual, torch.get_num_threads(), options
 
 
-def _runs_on_cuda(x: Tensor) -> bool:
-    return x.is_cuda
+_runs_on_cuda: Callable[[Tensor], bool] = operator.attrgetter("is_cuda")  # a C function: no call in Python
 
 
-def _find_prepared(x: Tensor, weight: PackedWeight) -> _native.Prepared | CudaPrepared | None:
-    key = weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
-    if not _runs_on_cuda(x):
-        return _native.find_prepared(*key)
+def _find_on_cuda(
+    packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]
+) -> CudaPrepared | None:
     from subbit_infer.backends.cuda.weight import find_prepared
 
-    return find_prepared(*key)
+    return find_prepared(packed, codebook, units, codewords, unit)
 
 
 def _is_plain(t: Tensor | None) -> bool:
@@ -73,10 +72,6 @@ def _is_plain(t: Tensor | None) -> bool:
         and not t.is_neg()
         and t.untyped_storage().nbytes() > 0
     )
-
-
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def repeat(
@@ -101,23 +96,41 @@ def repeat(
         y, plus and nonzero, None for what is not asked for; or None where nothing like it is remembered, or where
         something else is to see the call.
     """
-    if not (_dispatch.nothing_watches() and _is_plain(x) and _is_plain(x_nonzero) and _is_plain(residual)):
+    if not _dispatch.nothing_watches():
         return None
-    prepared = _find_prepared(x, weight)
+    # Everything below stands here and not in functions of its own: each would add to every call.
+    grad = torch.is_grad_enabled()
+    for t in (x, x_nonzero, residual):
+        if t is not None and (
+            type(t) is not Tensor
+            or not (t.is_cpu or t.is_cuda)
+            or t.layout is not torch.strided
+            or t.is_neg()
+            or t.untyped_storage().nbytes() == 0
+            or (grad and t.requires_grad)
+        ):
+            return None
+    find = _find_on_cuda if _runs_on_cuda(x) else _native.find_prepared
+    prepared = find(weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit)
     if prepared is None:
         return None
+    key = (
+        x.dtype, x.shape, x.stride(), x.device, None if x_nonzero is None else x_nonzero.device,
+        None if residual is None else (residual.stride(), residual.device), torch.get_num_threads(), options,
+    )  # fmt: skip
     try:
-        call = prepared.repeats.get(_key(x, x_nonzero, residual, options))
+        call = prepared.repeats.get(key)
     except TypeError:  # an option that is a list
         return None
     if not isinstance(call, Repeat):
         return None
-    pointers = _pointers(vectors)
-    if pointers != call.pointers or any(map(operator.is_not, vectors, call.vectors)):
-        return None
+    pointers = call.pointers
+    for vector, known, pointer in zip(vectors, call.vectors, pointers, strict=True):
+        if vector is not known:
+            return None
+        if vector is not None and (vector.data_ptr() != pointer or (grad and vector.requires_grad)):
+            return None
     if residual is not None and (residual.dtype != call.dtype or residual.shape != call.sizes):
-        return None
-    if torch.is_grad_enabled() and _needs_grad(x, residual, *vectors):
         return None
     if call.dense is not None:
         assert isinstance(prepared, _native.Prepared)
@@ -169,7 +182,8 @@ def remember(
         geometry: stride, padding, dilation, groups, activation_bits, sign_zero and activation, as kernels take them.
     """
     y, plus, nonzero = outputs
-    prepared = _find_prepared(x, weight)
+    find = _find_on_cuda if _runs_on_cuda(x) else _native.find_prepared
+    prepared = find(weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit)
     tensors = (x, x_nonzero, residual, *vectors)
     as_they_are = all(_is_plain(t) for t in tensors) and all(v is None or _native.is_vector(v) for v in vectors)
     if _runs_on_cuda(x):

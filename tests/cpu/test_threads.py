@@ -128,7 +128,9 @@ def test_the_extension_links_no_openmp_and_no_torch():
 def test_prepared_weights_die_with_their_tensors():
     weight = PackedWeight.from_indices(*random_weight(UNIT_3X3, 4, 5, 8))
     conv(integers(1, 5, 6, 6), weight)
-    prepared = weakref.ref(_native._prepared.get(weight.packed_indices))
+    found = _native.find_prepared(weight.packed_indices, weight.packed_codebook, 5, 8, UNIT_3X3)
+    prepared = weakref.ref(found)
+    del found
     assert prepared() is not None
     del weight
     gc.collect()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from subbit_infer.backends import cpu as _native
-from subbit_infer.backends.cache import PerTensor
+from subbit_infer.backends.cache import WeightCache
 from subbit_infer.backends.cuda import device as _cuda_device
 from subbit_infer.backends.cuda.planner import Planned
 from subbit_infer.core.bits import numbers_of_bits
@@ -48,35 +45,13 @@ class Prepared:
         return weight
 
 
-class _Entry(NamedTuple):
-    """A prepared weight, and what its tensors were when it was made."""
-
-    weight: Prepared
-    codebook: weakref.ref[Tensor]
-    state: tuple[object, ...]
-    copy: tuple[Tensor, Tensor] | None  # only of tensors that do not count their changes
+def _is_same(tensor: Tensor, copy: Tensor) -> bool:
+    """Whether a tensor is what it was; not looked at while a CUDA graph is captured: that waits for the device."""
+    return _cuda_device.is_capturing(tensor.device) or torch.equal(tensor, copy)
 
 
-_prepared = PerTensor[_Entry]()  # by packed_indices
-_lock = threading.Lock()
-# As in _native: a child never inherits it locked by a thread that it does not have.
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
-
-
-def find_prepared(
-    packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]
-) -> Prepared | None:
-    """The prepared weight if there is one and its tensors have not changed since."""
-    entry = _prepared.get(packed)
-    if entry is None or entry.codebook() is not codebook:
-        return None
-    if entry.state != _native.state_of(packed, codebook, units, codewords, unit):
-        return None
-    if entry.copy is not None and not _cuda_device.is_capturing(packed.device):
-        copies = zip((packed, codebook), entry.copy, strict=True)
-        if not all(torch.equal(tensor, copy) for tensor, copy in copies):
-            return None
-    return entry.weight
+_weights = WeightCache[Prepared](_is_same)
+find_prepared = _weights.find
 
 
 def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: tuple[int, int, int]) -> Prepared:
@@ -90,22 +65,14 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
         ValueError: the packed tensors do not fit the sizes, or an index is out of range.
         RuntimeError: the first call is inside the capture of a CUDA graph.
     """
-    found = find_prepared(packed, codebook, units, codewords, unit)
-    if found is not None:
-        return found
-    with _lock:
-        found = find_prepared(packed, codebook, units, codewords, unit)
-        if found is not None:
-            return found
+
+    def make() -> Prepared:
         _cuda_device.refuse_capture(packed.device)
         with torch.inference_mode(False), torch.no_grad():
             indices, bits = packed.cpu().contiguous(), codebook.cpu().contiguous()
             _native.check_weight(indices, bits, units, codewords, unit)
             words = torch.nn.functional.pad(indices, (0, -indices.shape[1] % _WORD_BYTES)).view(torch.int32)
             numbers = numbers_of_bits((unpack_codebook(bits, codewords, unit) > 0).flatten(1)).to(torch.int16)
-            weight = Prepared(words.to(packed.device), numbers.to(packed.device), units * unit[0], codewords, unit)
-            uncounted = packed.is_inference() or codebook.is_inference()
-            copy = (packed.clone(), codebook.clone()) if uncounted else None
-        state = _native.state_of(packed, codebook, units, codewords, unit)
-        _prepared.put(packed, _Entry(weight, weakref.ref(codebook), state, copy))
-        return weight
+            return Prepared(words.to(packed.device), numbers.to(packed.device), units * unit[0], codewords, unit)
+
+    return _weights.prepare(packed, codebook, units, codewords, unit, make)
