@@ -8,8 +8,19 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
+
+
+class CleanBuildPy(build_py):
+    """Copies the modules into an empty directory: a wheel must not hold what an earlier build left there."""
+
+    def run(self) -> None:
+        """Removes the package from the build directory, then copies it; an editable install builds in the sources."""
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "subbit_infer", ignore_errors=True)
+        super().run()
 
 
 class CMakeBuild(build_ext):
@@ -38,4 +49,7 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", "."], cwd=build, check=True)
 
 
-setup(ext_modules=[Extension("subbit_infer._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension("subbit_infer._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "build_py": CleanBuildPy},
+)

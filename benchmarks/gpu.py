@@ -51,7 +51,7 @@ from subbit_infer import PackedWeight, conv, pack
 from subbit_infer.backends.cuda import planner as _cuda_plan
 from subbit_infer.backends.cuda import runtime as _native_cuda
 from subbit_infer.core.codebook import vanilla
-from subbit_infer.core.text import aligned
+from subbit_infer.core.tables import Table
 from timing import Sample
 
 OUT = Path("out/bench-cuda")
@@ -345,8 +345,7 @@ def show(record: Record) -> str:
     """The short tables: the networks by the planner's choice of ours against cuDNN, shares of the best, promises."""
     lines = [record.environment["gpu"]]
     for grid in (of_totals(record), of_rates(record), of_bars(record)):
-        table = [tuple(grid.headings), *map(tuple, grid.rows)]
-        lines += ["", grid.title, *aligned(table, right=grid.headings[grid.names :])]
+        lines += ["", grid.title, *Table(grid.headings, grid.rows, right=grid.headings[grid.names :]).lines()]
     lines += ["", "at best, 10^12 a second: " + ", ".join(f"{name} {rate:.4g}" for name, rate in record.rates.items())]
     return "\n".join([*lines, *record.notes])
 

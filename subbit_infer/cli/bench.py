@@ -81,7 +81,7 @@ def bench(
     }
     if len(medians) == 2:
         result["speedup"] = medians["original"] / medians["converted"]
-    show(result, _text(result), json)
+    show(result, _text(result), as_json=json)
 
 
 def _text(result: Mapping[str, Any]) -> str:

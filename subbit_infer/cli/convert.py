@@ -92,7 +92,7 @@ def compress(
     write_module(converted, example, output)
     result = {"output": str(output), "bytes": output.stat().st_size}
     result |= {"compress": compression.to_dict(), "convert": report.to_dict()}
-    show(result, f"{compression}\n{_written(output)}", json)
+    show(result, compression, _written(output), as_json=json)
 
 
 def export(source: Source, output: Out, model: Model = None, inputs: Inputs = None, json: Json = False) -> None:
@@ -103,7 +103,7 @@ def export(source: Source, output: Out, model: Model = None, inputs: Inputs = No
     if not has_subbit_layers(module):
         raise ValueError(f"{source} has no sub-bit layer; subbit convert writes models whose weights are sub-bit")
     write_module(module, example, output)
-    show({"output": str(output), "bytes": output.stat().st_size}, _written(output), json)
+    show({"output": str(output), "bytes": output.stat().st_size}, _written(output), as_json=json)
 
 
 def _convert_onnx(source: Path, out: Path, inputs: list[str] | None, fold: bool, verify: bool | None) -> Report:
@@ -184,4 +184,4 @@ def _written(out: Path) -> str:
 
 def _show(report: Report, source: str, out: Path, as_json: bool) -> None:
     result = {"source": source, "output": str(out), "bytes": out.stat().st_size, **report.to_dict()}
-    show(result, f"{report}\n{_written(out)}", as_json)
+    show(result, report, _written(out), as_json=as_json)

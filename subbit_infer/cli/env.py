@@ -30,7 +30,7 @@ _OPENMP = re.compile(r"/(lib(gomp|omp|iomp5)[^/]*\.so[^/]*)$")
 def env(json: Json = False) -> None:
     """Show versions, the processor's level, threads, and what is missing and why."""
     found = environment()
-    show(found, "\n".join(_lines(found)), json)
+    show(found, "\n".join(_lines(found)), as_json=json)
 
 
 def environment() -> dict[str, Any]:

@@ -33,4 +33,4 @@ def explain(
     with working("Running"):
         on_device = tuple(x.to(target) for x in example)
         explanation = explain_model(module.to(target), on_device, print=None)
-    show(explanation.to_dict(), str(explanation), json)
+    show(explanation.to_dict(), explanation, as_json=json)

@@ -14,7 +14,10 @@ from subbit_infer import formats as files
 from subbit_infer.cli.exported import program_parts, read_parts
 from subbit_infer.cli.screen import Json, show, working
 from subbit_infer.cli.sources import check_file
-from subbit_infer.core.text import aligned
+from subbit_infer.core.tables import Tabular
+
+Described = tuple[dict[str, Any], list[Tabular | str]]
+"""What a file holds: as data for JSON, and as reports to print below each other."""
 
 _OURS = "torch.ops.subbit_infer."
 _DENSE = ("torch.ops.aten.conv2d.", "torch.ops.aten.convolution.", "torch.ops.aten.linear.", "torch.ops.aten.addmm.")
@@ -27,33 +30,16 @@ def info(
     """Show what a file holds: sub-bit layers, their sizes against the formula, and what is still dense."""
     path = check_file(file)
     with working(f"Reading {file}"):
-        result, text = _READERS[path.suffix.lower()](path)
-    show({"file": file, **result}, text, json)
+        result, reports = _READERS[path.suffix.lower()](path)
+    show({"file": file, **result}, *reports, as_json=json)
 
 
-def _safetensors(path: Path) -> tuple[dict[str, Any], str]:
+def _safetensors(path: Path) -> Described:
     found = files.inspect(path)
-    rows = [("layer", "kind", "weight", "unit", "tau", "act", "bytes", "formula")]
-    rows += [
-        (
-            layer.name, layer.kind, "x".join(map(str, layer.shape)), "x".join(map(str, layer.unit)), str(layer.tau),
-            str(layer.activation_bits or ""), f"{layer.body_bytes:,}", f"{layer.formula_bytes:,.0f}",
-        )
-        for layer in found.layers
-    ]  # fmt: skip
-    count = len(found.layers)
-    more = found.body_bytes / found.formula_bytes - 1 if found.formula_bytes else 0.0
-    return found.to_dict(), "\n".join(
-        [
-            f"subbit_infer {found.kind}, format version {found.version}: {count} layer{'s' * (count != 1)}",
-            *aligned(rows, right={"tau", "act", "bytes", "formula"}),
-            f"Indices and codebooks {found.body_bytes:,} bytes, {more:.2%} over tau bits a unit; other tensors "
-            f"{found.other_bytes:,}; the file {found.total_bytes:,}.",
-        ]
-    )
+    return found.to_dict(), [found]
 
 
-def _exported(path: Path) -> tuple[dict[str, Any], str]:
+def _exported(path: Path) -> Described:
     parts = read_parts(path)
     targets: Counter[str] = Counter()
     for name in program_parts(parts):
@@ -69,14 +55,12 @@ def _exported(path: Path) -> tuple[dict[str, Any], str]:
         "tensor_bytes": tensors,
         "total_bytes": path.stat().st_size,
     }
-    return result, "\n".join(
-        [
-            f"exported program: {result['calls']} calls",
-            f"sub-bit: {_counts(ours)}",
-            f"dense: {_counts(dense)}",
-            f"Tensors {tensors:,} bytes; the file {result['total_bytes']:,}.",
-        ]
-    )
+    return result, [
+        f"exported program: {result['calls']} calls",
+        f"sub-bit: {_counts(ours)}",
+        f"dense: {_counts(dense)}",
+        f"Tensors {tensors:,} bytes; the file {result['total_bytes']:,}.",
+    ]
 
 
 def _targets(value: Any) -> list[str]:
@@ -91,8 +75,8 @@ def _counts(calls: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(calls.items())) or "none"
 
 
-def onnx_info(path: Path) -> tuple[dict[str, Any], str]:
-    """What an ONNX file holds, as data and as text."""
+def onnx_info(path: Path) -> Described:
+    """What an ONNX file holds, as data and as reports."""
     try:
         import onnx
     except ImportError as error:
@@ -116,26 +100,24 @@ def onnx_info(path: Path) -> tuple[dict[str, Any], str]:
         "total_bytes": path.stat().st_size,
     }
     opsets = ", ".join(f"{opset.domain or 'ai.onnx'} {opset.version}" for opset in model.opset_import)
-    return result, "\n".join(
-        [
-            f"ONNX model, opsets {opsets}: {result['nodes']} nodes",
-            f"sub-bit: {_counts(ours)}",
-            f"dense: {_counts(dense)}",
-            f"The file {result['total_bytes']:,} bytes.",
-        ]
-    )
+    return result, [
+        f"ONNX model, opsets {opsets}: {result['nodes']} nodes",
+        f"sub-bit: {_counts(ours)}",
+        f"dense: {_counts(dense)}",
+        f"The file {result['total_bytes']:,} bytes.",
+    ]
 
 
-def _checkpoint(path: Path) -> tuple[dict[str, Any], str]:
+def _checkpoint(path: Path) -> Described:
     from subbit_infer.formats import checkpoint
 
     found = checkpoint.load_snn(path)
     other = sum(tensor.nbytes for tensor in found.state.values())
     result = {"kind": "checkpoint", **found.report.to_dict(), "other_bytes": other, "total_bytes": path.stat().st_size}
-    return result, f"checkpoint of the published training code\n{found.report}"
+    return result, ["checkpoint of the published training code", found.report]
 
 
-_READERS: dict[str, Callable[[Path], tuple[dict[str, Any], str]]] = {
+_READERS: dict[str, Callable[[Path], Described]] = {
     ".safetensors": _safetensors,
     ".pt2": _exported,
     ".onnx": onnx_info,

@@ -16,6 +16,9 @@ import typer.core
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from subbit_infer.core import tables
+from subbit_infer.core.tables import Tabular
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 
 _EXPECTED = (ValueError, TypeError, OSError, ImportError, NotImplementedError)  # whose messages say what is wrong
@@ -98,6 +101,9 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def show(result: dict[str, Any], text: str, as_json: bool) -> None:
-    """Prints a result, as JSON or as text."""
-    print(json.dumps(result, indent=2, allow_nan=False) if as_json else text)
+def show(result: dict[str, Any], *reports: Tabular | str, as_json: bool) -> None:
+    """Prints a result, as JSON or as reports below each other."""
+    if as_json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        tables.show(*reports)

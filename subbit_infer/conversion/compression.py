@@ -46,7 +46,7 @@ def compress(
     max_bits: float | None = None,
     max_error: float | None = None,
     seed: int = 0,
-) -> Converted:
+) -> Converted[nn.Module]:
     """Makes the weights of a 1-bit or float network sub-bit, without training.
 
     In each layer, every unit becomes the nearest codeword of a codebook made for the layer. A weight that is +-alpha in

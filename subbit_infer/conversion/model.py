@@ -1,21 +1,54 @@
-"""Models in, models out: the layers of a trained network that are sub-bit become fast ones."""
+"""Replaces the sub-bit layers of a trained model by fast ones: a module, or a program from torch.export."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 
 from subbit_infer.conversion import graph
 from subbit_infer.conversion.modules import swap
 from subbit_infer.conversion.report import Converted
-from subbit_infer.core import cost
+from subbit_infer.conversion.verification import VerificationError, call_arguments, compare, hint, run
+
+__all__ = ["VerificationError", "convert"]
 
 
-class VerificationError(ValueError):
-    """A converted model does not give what the model gave."""
+@overload
+def convert(
+    model: ExportedProgram,
+    example_input: Any = None,
+    *,
+    in_place: Literal[False] = False,
+    fold: bool = False,
+    verify: bool = False,
+    tolerance: float = 1e-4,
+) -> Converted[ExportedProgram]: ...
+
+
+@overload
+def convert(
+    model: torch.nn.Module,
+    example_input: Any = None,
+    *,
+    in_place: bool = False,
+    fold: Literal[False] = False,
+    verify: bool = False,
+    tolerance: float = 1e-4,
+) -> Converted[torch.nn.Module]: ...
+
+
+@overload  # to be folded, a module is traced
+def convert(
+    model: torch.nn.Module,
+    example_input: Any,
+    *,
+    in_place: Literal[False] = False,
+    fold: bool,
+    verify: bool = False,
+    tolerance: float = 1e-4,
+) -> Converted[torch.nn.Module]: ...
 
 
 def convert(
@@ -26,33 +59,33 @@ def convert(
     fold: bool = False,
     verify: bool = False,
     tolerance: float = 1e-4,
-) -> Converted:
-    """Puts sub-bit layers in the place of the convolutions and linear layers whose weight is sub-bit.
+) -> Converted[Any]:
+    """Replaces the convolutions and linear layers whose weight is sub-bit by sub-bit layers.
 
     A weight is sub-bit if it is, in every output channel, a positive number times -1 and +1, and consists of at most
-    256 distinct units (3x3 kernels, or vectors of 8 channels of a 1x1 kernel). What counts is the weight that the
-    convolution is given, whatever its module computes it from. A convolution of signs becomes one that takes them
-    itself.
+    256 distinct units (3x3 kernels, or vectors of 8 channels of a 1x1 kernel). This is asked of the weight that the
+    convolution is called with, however its module computes it. A sign before a convolution is absorbed into it
+    (binary activations).
 
     Args:
         model: a module, or a program from torch.export.
-        example_input: an input of it; a tuple is its positional arguments. A module is run once with it to see what
-            its convolutions are given; without, only ``torch.nn.Conv2d`` and ``torch.nn.Linear`` modules are looked at,
-            and signs are not seen.
-        in_place: whether a module is changed itself, instead of a copy.
-        fold: whether BatchNorms, scales, biases, shortcuts, activations and signs around the layers go into them, and
-            what stays dense is made quicker. A module then comes back as a graph module, in evaluation mode; rounding
-            differs, and with binary activations a sum within rounding of 0 may change its sign.
-        verify: whether to run both and compare.
-        tolerance: of verify: the greatest difference allowed, relative to the largest magnitude of an output.
+        example_input: an input of the model; a tuple is its positional arguments. A module is run once with it to
+            observe the inputs of its convolutions; without it, only ``torch.nn.Conv2d`` and ``torch.nn.Linear`` modules
+            are examined, and binary activations are not detected.
+        in_place: whether to change the module itself instead of a copy.
+        fold: whether to fold BatchNorms, scales, biases, shortcuts, activations and signs around the layers into them,
+            and to make what stays dense faster. A module then returns as a graph module, in evaluation mode, if it has
+            sub-bit layers; rounding changes, which with binary activations can flip signs of sums close to 0.
+        verify: whether to run both models and compare their outputs.
+        tolerance: for ``verify``: the largest difference allowed, relative to the largest magnitude of an output.
 
     Returns:
-        ``model, report``: a model of the same kind that gives the same, and what was done to each layer.
+        ``model, report``: a model of the same kind with the same outputs, and what was done to each layer.
 
     Raises:
-        TypeError: ``model`` is neither, or an option does not go with it.
-        ValueError: ``example_input`` is no input of the model, or is needed and missing; torch.export cannot trace a
-            module to be folded; a :class:`VerificationError` where the outputs differ.
+        TypeError: ``model`` is neither, or an option does not apply to it.
+        ValueError: ``example_input`` is not an input of the model, or is needed and missing; torch.export cannot trace
+            a module to be folded; a :class:`VerificationError` if the outputs differ.
 
     Source: paper, section 4.4 (computation sharing).
     """
@@ -62,10 +95,11 @@ def convert(
     if in_place and (fold or not is_module):
         what = "a model to be folded" if is_module else "an ExportedProgram"
         raise TypeError(f"in_place must be False for {what}: it comes back as another one")
-    arguments = _arguments(model, example_input)
+    arguments = call_arguments(model, example_input)
     if arguments is None and (verify or (fold and is_module)):
         raise ValueError(f"example_input must be given to {'verify' if verify else 'fold'}, got None")
-    expected = _run(model, arguments) if verify and arguments is not None else []
+    expected = run(model, arguments) if verify and arguments is not None else []
+    converted: Converted[Any]
     if isinstance(model, ExportedProgram):
         converted = graph.rewrite_program(model, folds=fold)
     else:
@@ -74,61 +108,5 @@ def convert(
             folded = graph.rewrite(graph.capture(converted.model, arguments[0]))
             converted = folded if folded.report.converted else converted
     if verify and arguments is not None:
-        _compare(expected, _run(converted.model, arguments), tolerance, _hint(converted, fold))
+        compare(expected, run(converted.model, arguments), tolerance, hint(converted.report, fold))
     return converted
-
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def _arguments(model: torch.nn.Module | ExportedProgram, example_input: Any) -> Arguments | None:
-    """Those of a call; a program may have kept some."""
-    if example_input is not None:
-        return (example_input if isinstance(example_input, tuple) else (example_input,)), {}
-    return model.example_inputs if isinstance(model, ExportedProgram) else None
-
-
-def _run(model: torch.nn.Module | ExportedProgram, arguments: Arguments) -> list[Tensor]:
-    """Every tensor of the output."""
-    args, kwargs = torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, arguments)  # a model may change its input
-    with torch.no_grad():
-        if isinstance(model, ExportedProgram):
-            output = model.module()(*args, **kwargs)
-        else:
-            with cost.evaluating(model), torch.random.fork_rng(devices=[]):
-                output = model(*args, **kwargs)
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def _hint(converted: Converted, folded: bool) -> str:
-    """What may be behind a difference that is no mistake."""
-    if not folded or all(layer.activation_bits != 1 for layer in converted.report.converted):
-        return ""
-    return (
-        "; folding rounds otherwise, which turns signs of sums close to 0: fold=False or a greater tolerance allows it"
-    )
-
-
-def _compare(expected: list[Tensor], given: list[Tensor], tolerance: float, hint: str) -> None:
-    if len(expected) != len(given):
-        raise VerificationError(f"the model must give {len(expected)} tensors, gives {len(given)} when converted")
-    for number, (old, new) in enumerate(zip(expected, given, strict=True)):
-        if old.shape != new.shape:
-            raise VerificationError(f"output {number} must have shape {tuple(old.shape)}, has {tuple(new.shape)}")
-        difference = _difference(old, new)
-        if not difference <= tolerance:
-            raise VerificationError(
-                f"output {number} must be within {tolerance:g} of the model's, relative to its largest magnitude, "
-                f"differs by {difference:.3g}{hint}"
-            )
-
-
-def _difference(old: Tensor, new: Tensor) -> float:
-    """The greatest, relative to the largest magnitude; infinite where NaN or infinity are elsewhere than they were."""
-    old, new = old.double(), new.double()
-    finite = old.isfinite()
-    if not torch.equal(old[~finite].nan_to_num(), new[~finite].nan_to_num()) or not bool(new[finite].isfinite().all()):
-        return float("inf")
-    if not bool(finite.any()):
-        return 0.0
-    return float((new - old)[finite].abs().max()) / (float(old[finite].abs().max()) or 1.0)

@@ -1,12 +1,15 @@
-"""What was done to each layer of a model, and why not more: what convert and compress return beside it."""
+"""What was done to each layer of a model, and why not more: what convert and compress return with it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from subbit_infer.core.text import aligned, plain
+from subbit_infer.core.tables import Table, Tabular, as_json
 from subbit_infer.core.weight import PackedWeight
+
+Model = TypeVar("Model")
 
 
 @dataclass(frozen=True)
@@ -16,15 +19,16 @@ class LayerReport:
     Attributes:
         name: of the layer in the model, or of the node in a graph.
         shape: of its dense weight: (C_out, C_in / groups, kh, kw), or (C_out, C_in).
-        unit: (g, kh, kw), what an index names; None where it was skipped, as are the next five.
-        tau: bits of an index.
+        unit: (g, kh, kw), the part of the weight that one index stands for; None if the layer was skipped, and so are
+            the next five.
+        tau: bits per index.
         codewords: size of the codebook.
-        activation_bits: 1 where the sign of the input is taken, else 32; None also where only weights were looked at.
+        activation_bits: 1 for binary activations, else 32; None also if only weights were examined.
         has_scale: whether outputs are multiplied by a scale.
         nbytes: bytes of the packed weight: indices, codebook, scale and bias.
-        why: why it was skipped, or what else there is to say; empty where there is nothing.
-        error: compress: the share of signs that changed for binary weights, else
-            ``|new - old| / |old|`` of the weight; None where nothing was approximated.
+        why: why it was skipped, or a remark; empty if there is none.
+        error: of compress: the fraction of changed signs for binary weights, else ``|new - old| / |old|`` of the
+            weight; None if nothing was approximated.
     """
 
     name: str
@@ -70,12 +74,12 @@ class LayerReport:
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
-    """Every layer, in order; as a string, a table.
+class Report(Tabular):
+    """Every layer, in order. It prints as a table, and shows as one in notebooks.
 
     Attributes:
-        layers: one entry a layer.
-        notes: what else the reader is to know, a sentence each.
+        layers: one entry per layer.
+        notes: what else there is to know, one sentence each.
     """
 
     layers: tuple[LayerReport, ...]
@@ -88,36 +92,38 @@ class Report:
 
     @property
     def skipped(self) -> tuple[LayerReport, ...]:
-        """The layers that stayed as they were."""
+        """The layers that are unchanged."""
         return tuple(layer for layer in self.layers if not layer.is_converted)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, lists, strings and numbers, for JSON."""
-        return cast("dict[str, Any]", plain(asdict(self)))
+        return as_json(self)
 
     def __repr__(self) -> str:
         return f"<Report: {self._counts()}; print it for the table>"
 
-    def __str__(self) -> str:
+    def _parts(self) -> Iterator[str | Table]:
         has_error = any(layer.error is not None for layer in self.layers)
         headings = ("layer", "weight", "unit", "tau", "act", "scale", "bytes", *(["error"] if has_error else []), "why")
-        rows = [headings, *(_row(layer, has_error) for layer in self.layers)]
-        return "\n".join([*aligned(rows, right={"tau", "act", "bytes", "error"}), self._counts() + ".", *self.notes])
+        rows = [_row(layer, has_error) for layer in self.layers]
+        yield Table(headings, rows, right={"tau", "act", "bytes", "error"})
+        yield self._counts() + "."
+        yield from self.notes
 
     def _counts(self) -> str:
         total = len(self.layers)
         return f"{len(self.converted)} of {total} layer{'s' * (total != 1)} converted"
 
 
-class Converted(NamedTuple):
+class Converted(NamedTuple, Generic[Model]):
     """What convert and compress return; it unpacks as ``model, report = convert(...)``.
 
     Attributes:
-        model: of the kind that was given.
+        model: a torch.nn.Module or an ExportedProgram, whichever was given.
         report: what was done to each of its layers.
     """
 
-    model: Any
+    model: Model
     report: Report
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 
 from subbit_infer.backends import cpu as _native
 from subbit_infer.core import cost
-from subbit_infer.core.text import aligned, plain
+from subbit_infer.core.tables import Table, Tabular, as_json, show
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
 
 if TYPE_CHECKING:  # imported where a device is, or may be, a CUDA device
@@ -84,8 +85,8 @@ class LayerPlan:
 
 
 @dataclass(frozen=True, repr=False)
-class Explanation:
-    """What :func:`explain` found; as a string, the table that it prints.
+class Explanation(Tabular):
+    """What :func:`explain` found. It prints as a table, and shows as one in notebooks.
 
     Attributes:
         model: the class of what was explained.
@@ -105,19 +106,19 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, lists, strings and numbers, for JSON; predicted times are those of candidates."""
-        return cast("dict[str, Any]", plain(asdict(self)))
+        return as_json(self)
 
     def __repr__(self) -> str:
         return f"<Explanation of {self.model}: {_calls(len(self.layers))}; print it for the table>"
 
-    def __str__(self) -> str:
+    def _parts(self) -> Iterator[str | Table]:
         wanted = f", SUBBIT_PLAN={self.wanted_plan}" if self.wanted_plan else ""
-        lines = [f"{self.model}: {_calls(len(self.layers))}, {self._where()}{wanted}"]
+        yield f"{self.model}: {_calls(len(self.layers))}, {self._where()}{wanted}"
         headings = ("layer", "input", "output", "unit", "tau", "act", "kernel", "predicted us", "saved MACs", "why")
-        lines += aligned([headings, *map(_row, self.layers)], right={"tau", "act"})
+        yield Table(headings, [_row(layer) for layer in self.layers], right={"tau", "act"})
         if self.not_called:
-            lines.append(f"Never called with this input: {', '.join(self.not_called)}.")
-        return "\n".join([*lines, *self._total()])
+            yield f"Never called with this input: {', '.join(self.not_called)}."
+        yield from self._total()
 
     def _where(self) -> str:
         on_cpu = [f"level {self.level}"] if not self.gpus or any(at.device == "cpu" for at in self.layers) else []
@@ -194,7 +195,9 @@ def explain(
         tuple(_plan(one, level, wanted) for one in seen),
         tuple(name for layer, name in layers.items() if layer not in called),
     )
-    if print is not None:
+    if print is builtins.print:
+        show(explanation)
+    elif print is not None:
         print(str(explanation))
     return explanation
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from subbit_infer.conversion.report import Converted, LayerReport, Report
 from subbit_infer.core import codebook as codebooks
@@ -127,7 +127,7 @@ def load_snn(path: str | os.PathLike[str]) -> SnnCheckpoint:
     return SnnCheckpoint(tuple(layers), state)
 
 
-def snn_model(path: str | os.PathLike[str]) -> Converted:
+def snn_model(path: str | os.PathLike[str]) -> Converted[nn.Module]:
     """The network of a checkpoint of the published ReActNet-style ResNet, on sub-bit layers.
 
     Args:

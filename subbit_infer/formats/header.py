@@ -14,7 +14,6 @@ from subbit_infer.core import weight as weights
 from subbit_infer.core.bits import byte_count
 from subbit_infer.core.codebook import MAX_CODEWORDS, tau_of
 from subbit_infer.core.safetensors_io import check_format, json_object
-from subbit_infer.core.text import plain
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
 
 FORMAT = "subbit_infer.model"
@@ -50,7 +49,7 @@ def describe(layer: SubbitLayer) -> dict[str, Any]:
         entry = {"kind": "linear", "in_channels": layer.in_features, "out_channels": layer.out_features}
     entry |= {key: getattr(layer, key) for key in ("unit", "codewords", "tau", *MODES)}
     entry["vectors"] = [name for name in _VECTORS if getattr(layer, name) is not None]
-    return cast("dict[str, Any]", plain(entry))
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in entry.items()}
 
 
 def _is_int(value: object, least: int = 1) -> bool:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from subbit_infer.core import weight as weights
 from subbit_infer.core.bits import byte_count
 from subbit_infer.core.codebook import MAX_CODEWORDS, tau_of
 from subbit_infer.core.safetensors_io import check_format, json_object, reading
-from subbit_infer.core.text import plain
+from subbit_infer.core.tables import Table, Tabular, as_json
 from subbit_infer.formats.header import BODY, FORMAT_VERSION, Header, body_shapes, is_ints, key_of, units_of
 
 
@@ -24,13 +24,13 @@ class LayerInfo:
         name: of the layer in the model, or of the weight.
         kind: "conv2d", "linear", or "weight" where the file holds weights alone.
         shape: of the dense weight that it stands for: (C_out, C_in / groups, kh, kw).
-        unit: (g, kh, kw), what an index names.
+        unit: (g, kh, kw), the part of the weight that one index stands for.
         codewords: size of the codebook.
-        tau: bits of an index.
-        activation_bits: 1 or 32; None of a weight alone.
+        tau: bits per index.
+        activation_bits: 1 or 32; None for a weight alone.
         body_bytes: bytes of its indices and its codebook, as stored.
-        formula_bytes: those of tau bits a unit, as the paper counts: tau / 9 bit a weight of 3x3 kernels, tau / 8 of
-            vectors of 8 channels.
+        formula_bytes: those of tau bits per unit, as the paper counts: tau / 9 bits per weight of 3x3 kernels,
+            tau / 8 of vectors of 8 channels.
     """
 
     name: str
@@ -45,8 +45,8 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
-class FileInfo:
-    """What :func:`inspect` found.
+class FileInfo(Tabular):
+    """What :func:`inspect` found. It prints as a table, and shows as one in notebooks.
 
     Attributes:
         kind: "model" for a file of :func:`save`, "weights" for one of :func:`subbit_infer.save_weights`.
@@ -68,7 +68,18 @@ class FileInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, lists, strings and numbers, for JSON."""
-        return cast("dict[str, Any]", plain(asdict(self)))
+        return as_json(self)
+
+    def _parts(self) -> Iterator[str | Table]:
+        count = len(self.layers)
+        more = self.body_bytes / self.formula_bytes - 1 if self.formula_bytes else 0.0
+        headings = ("layer", "kind", "weight", "unit", "tau", "act", "bytes", "formula")
+        yield f"subbit_infer {self.kind}, format version {self.version}: {count} layer{'s' * (count != 1)}"
+        yield Table(headings, [_row(layer) for layer in self.layers], right={"tau", "act", "bytes", "formula"})
+        yield (
+            f"Indices and codebooks {self.body_bytes:,} bytes, {more:.2%} over tau bits per unit; other tensors "
+            f"{self.other_bytes:,}; the file {self.total_bytes:,}."
+        )
 
 
 def inspect(path: str | os.PathLike[str]) -> FileInfo:
@@ -134,6 +145,19 @@ def _layer_info(name: str, entry: Mapping[str, Any], body_bytes: int) -> LayerIn
         activation_bits=entry["activation_bits"],
         body_bytes=body_bytes,
         formula_bytes=outputs * units * entry["tau"] / 8,
+    )
+
+
+def _row(layer: LayerInfo) -> tuple[str, ...]:
+    return (
+        layer.name,
+        layer.kind,
+        "x".join(map(str, layer.shape)),
+        "x".join(map(str, layer.unit)),
+        str(layer.tau),
+        str(layer.activation_bits or ""),
+        f"{layer.body_bytes:,}",
+        f"{layer.formula_bytes:,.0f}",
     )
 
 

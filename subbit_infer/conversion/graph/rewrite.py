@@ -21,7 +21,7 @@ from subbit_infer.conversion.graph.sites import sites
 from subbit_infer.conversion.report import Converted, LayerReport, Report
 
 
-def rewrite(module: fx.GraphModule, *, folds: bool = True) -> Converted:
+def rewrite(module: fx.GraphModule, *, folds: bool = True) -> Converted[fx.GraphModule]:
     """Puts sub-bit layers into a graph.
 
     Args:
@@ -64,7 +64,7 @@ def _with_bits(report: LayerReport, bits: int | None) -> LayerReport:
     return report if bits is None else replace(report, activation_bits=bits)
 
 
-def rewrite_program(program: ExportedProgram, *, folds: bool = True) -> Converted:
+def rewrite_program(program: ExportedProgram, *, folds: bool = True) -> Converted[ExportedProgram]:
     """The same for an exported program: its calls of sub-bit layers are ``subbit_infer::conv2d`` calls.
 
     Args:

@@ -20,7 +20,7 @@ from subbit_infer.nn import SubbitConv2d, SubbitLinear
 _NOT_RUN = "Nothing was run: binary activations, and weights that forward computes, need an example_input."
 
 
-def swap(model: nn.Module, example_input: Any = None, *, in_place: bool = False) -> Converted:
+def swap(model: nn.Module, example_input: Any = None, *, in_place: bool = False) -> Converted[nn.Module]:
     """Puts sub-bit layers in place of the modules of a model that compute a sub-bit convolution or linear layer.
 
     Which modules do is observed: a copy of the model is run once, in evaluation mode and without gradients, and of
