@@ -2,8 +2,8 @@
 
     make demo        # or: python examples/demo.py --threads 2 --json out/demo.json
 
-The sixteen 3x3 layers hold 0.56 bit a weight (tau = 5: 32 distinct kernels a layer). Both networks compute the same
-function. The demo first checks that they do, each layer on its true input and then the networks as a whole, and only
+The sixteen 3x3 layers hold 0.56 bits per weight (tau = 5: 32 distinct kernels per layer). Both networks compute the
+same function. The demo first checks that they do, each layer on its true input and then the networks as a whole, and only
 then measures. It prints a table for float activations (W0.56/A32) and one for binary activations (W0.56/A1), draws the
 speed-ups to out/demo.png, and exits with status 1 if an output differs by more than the stated bound.
 
@@ -90,7 +90,7 @@ class Networks:
 
     @property
     def title(self) -> str:
-        """The paper's name: bits a weight over bits an activation."""
+        """The paper's name: bits per weight over bits per activation."""
         return f"W{TAU / 9:.2f}/A{self.activation_bits}"
 
 

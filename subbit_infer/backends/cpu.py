@@ -48,7 +48,7 @@ class Prepared:
         self.convs: dict[tuple[object, ...], _C.Conv] = {}
         self.decoded: Tensor | None = None  # where a convolution runs densely
         self._dense: _Dense | None = None
-        self.repeats: dict[object, Any] = {}  # calls made before (_repeat.py)
+        self.repeats: dict[object, Any] = {}  # calls made before (ops/repeat.py)
 
     def _dense_weight(self, scale: Tensor | None) -> Tensor:
         """The decoded weight (there must be one) times scale; kept, and made again when the scale changes."""

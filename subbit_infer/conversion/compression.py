@@ -66,8 +66,8 @@ def compress(
             module. By default every convolution but the first one, those of at most 4 input channels and depthwise
             ones; no linear layer. Units are 3x3 kernels, or 8 input channels of a 1x1 or linear weight; layers that do
             not divide into such are skipped.
-        max_bits: Instead of ``tau``: the most index bits a weight (tau / 9 or tau / 8, as the paper counts) on average
-            over these layers. The layer with the largest error gets the next bit, as long as there is one left.
+        max_bits: Instead of ``tau``: the most index bits per weight (tau / 9 or tau / 8, as the paper counts), on
+            average over these layers. The layer with the largest error gets the next bit, as long as there is one left.
         max_error: Instead of ``tau``: each layer takes the least tau whose error, as the report has it, is at most
             this; layers that would need more than 8 bits are skipped.
         seed: Of "vanilla" and "kmeans"; the next layer takes the next number.
@@ -359,4 +359,4 @@ def _notes(weights: Mapping[str, _Weight], taus: Mapping[str, int]) -> tuple[str
         return ()
     index_bits = sum(bits * weights[name].units for name, bits in taus.items())
     bits = index_bits / sum(weights[name].dense.numel() for name in taus)
-    return (f"Indices take {bits:.3f} bit a weight in the layers converted.", _UNTRAINED)
+    return (f"Indices take {bits:.3f} bits per weight in the layers converted.", _UNTRAINED)

@@ -29,7 +29,7 @@ class Prepared:
         self.unit = unit
         self.convs: dict[tuple[object, ...], Planned] = {}
         self.arranged: dict[object, Tensor] = {}  # for routes that do not read the indices
-        self.repeats: dict[object, Any] = {}  # calls made before (_repeat.py)
+        self.repeats: dict[object, Any] = {}  # calls made before (ops/repeat.py)
         self._dense: dict[torch.dtype, Tensor] = {}
 
     def dense(self, dtype: torch.dtype, decode: Callable[[], Tensor]) -> Tensor:
