@@ -4,8 +4,8 @@
 
 The sixteen 3x3 layers hold 0.56 bits per weight (tau = 5: 32 distinct kernels per layer). Both networks compute the
 same function. The demo first checks that they do, each layer on its true input and then the networks as a whole, and
-only then measures. It prints a table for float activations (W0.56/A32) and one for binary activations (W0.56/A1), draws the
-speed-ups to out/demo.png, and exits with status 1 if an output differs by more than the stated bound.
+only then measures. It prints a table for float activations (W0.56/A32) and one for binary activations (W0.56/A1), draws
+the speed-ups to out/demo.png, and exits with status 1 if an output differs by more than the stated bound.
 
 The weights are random and the photograph sets the BatchNorm statistics: neither speed nor equality depends on what a
 network has learnt, and the class that comes out means nothing.
