@@ -183,7 +183,7 @@ class TestModule:
         assert not self.conv().can_run("sparse")
         assert self.conv(codewords=8).can_run("sparse")
         assert not self.conv(codewords=8, binary=True).can_run("sparse")
-        with pytest.raises(ValueError, match="route must be sharing, product or sparse, got 'rows'"):
+        with pytest.raises(ValueError, match="route must be one of sharing, product, sparse, got 'rows'"):
             self.conv().can_run("rows")
 
     @pytest.mark.parametrize(("capability", "weight", "scratch"), [(80, 2448, 0), (90, 2448, 0), (100, 1152, 960)])

@@ -1,4 +1,4 @@
-// Stage 2 in plain C++: the specification that every other level is tested against, bit for bit.
+// The gather step in plain C++: the specification that every other level is tested against, bit for bit.
 #include "cpu/families/kernels.h"
 
 namespace subbit {

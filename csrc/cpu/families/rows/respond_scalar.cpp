@@ -1,4 +1,4 @@
-// Stage 1 in plain C++: the specification that every other level is tested against, bit for bit.
+// The respond step in plain C++: the specification that every other level is tested against, bit for bit.
 #include <algorithm>
 
 #include "cpu/families/kernels.h"
