@@ -47,10 +47,10 @@ demo: $(VENV)/package.stamp
 
 # Not python -m pytest: that would put the source tree, which holds no compiled module, before the installed package.
 test: $(VENV)/package.stamp
-	$(BIN)/pytest -n auto -m "not slow" $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
 test-all: $(VENV)/cuda.stamp
-	$(BIN)/pytest -n auto $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 installs:
 	PYTHON=$(PYTHON) .ci/installs
