@@ -368,7 +368,7 @@ class TestInt8:
 
 class TestFloats:
     # K products of a unit's taps, exact, are added in some order: at most K roundings of partial sums that sum |x|
-    # bounds. The split into bfloat16 parts loses less (csrc/cuda/product/product.cuh).
+    # bounds. The split into bfloat16 parts loses less (csrc/cuda/product/kernel.cuh).
     @pytest.mark.parametrize(("unit", "channels"), [(UNIT_3X3, 200), (UNIT_1X1, 512)])
     def test_float32_error_bound(self, plan, unit, channels):
         indices, codebook = random_weight(unit, 16, channels // unit[0], count_for(plan))
@@ -389,7 +389,7 @@ class TestFloats:
         exact = expected_conv(x.float(), indices, codebook, padding=(1, 1)) * scale.double()[:, None, None]
         magnitude = F.conv2d(x.abs().double(), torch.ones(16, 100, 3, 3).double(), padding=1) / 7
         bound = 2.0**-digits * exact.abs() + 901 * 2.0**-23 * magnitude
-        if plan == "sparse":  # it rounds responses too (csrc/cuda/sparse/sparse.cuh)
+        if plan == "sparse":  # it rounds responses too (csrc/cuda/sparse/kernel.cuh)
             weight = dense_weight(indices, codebook).double()
             channels = [F.conv2d(x[:, c : c + 1].double(), weight[:, c : c + 1], padding=1).abs() for c in range(100)]
             bound = bound + 2.0**-digits * sum(channels) / 7

@@ -415,7 +415,7 @@ def test_parts_of_special_and_of_tiny_numbers(library):
 
 @pytest.mark.parametrize("name", ["a whole step", "long", "1x1"])
 def test_float32_is_within_its_bound(library, name):
-    """The bound of product.cuh, with the stages and the numbers of a stage that each tile has."""
+    """The bound of product/kernel.cuh, with the stages and the numbers of a stage that each tile has."""
     layer = LAYERS[name]
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(layer.shape, generator=generator) * 2.0 ** torch.randint(-9, 9, layer.shape, generator=generator)

@@ -431,7 +431,7 @@ def test_codewords_that_are_the_same(shim):
     [(64, 56, (4, 4, 1)), (128, 28, (4, 8, 1)), (256, 14, (4, 16, 1)), (512, 7, (2, 8, 2))],
 )
 def test_planned_tiles_of_resnet_18(shim, channels, size, expected):
-    """At batch 256 and tau 5, on 132 multiprocessors: what arithmetic expects (csrc/cuda/sharing/sharing_tile.cpp)."""
+    """At batch 256 and tau 5, on 132 multiprocessors: what arithmetic expects (csrc/cuda/sharing/tile.cpp)."""
     x = torch.zeros(1).expand(256, channels, size, size)  # without memory of its own
     p = problem(UNIT_3X3, channels, channels, 32, x=x, padding=(1, 1), float_output=False)
     tiles, planned = Call(p, LARGE).tiles(shim)

@@ -244,7 +244,7 @@ def test_responses_that_overflow_are_no_infinite_sums(library):
 @pytest.mark.parametrize("name", ["three", "four", "eight", "long", "each for itself"])
 @pytest.mark.parametrize("element", HALVES)
 def test_halves_are_within_their_bound(library, name, element):
-    """Of sparse.cuh: each response is rounded once; and the float32 sums, before the result is rounded."""
+    """Of sparse/kernel.cuh: each response is rounded once; and the float32 sums, before the result is rounded."""
     layer = LAYERS[name]
     generator = torch.Generator().manual_seed(1)
     x = (torch.randn(layer.shape, generator=generator) * 2.0 ** torch.randint(-9, 9, (1,), generator=generator)).to(

@@ -11,7 +11,7 @@
 #include "cuda/common/pixel.cuh"
 #include "cuda/common/platform.h"
 #include "cuda/common/start.cuh"
-#include "cuda/product/product_weight.h"
+#include "cuda/product/weight.h"
 
 namespace subbit {
 

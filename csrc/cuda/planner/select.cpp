@@ -5,15 +5,15 @@
 #include <stdexcept>
 
 #include "core/checked.h"
-#include "cuda/sharing/sharing_tile.h"
-#include "cuda/sparse/sparse_box.h"
+#include "cuda/sharing/tile.h"
+#include "cuda/sparse/box.h"
 
 namespace subbit::cuda {
 namespace {
 
 // What a multiprocessor does in a clock. NOT MEASURED: calculated from the vendor's data sheets and, for mma.sync and
 // one-bit products on Hopper, from one public microbenchmark each. What decides is their proportion to each other.
-// Hopper's best needs wgmma, which the product has for its large tile (product_wgmma.cuh); Blackwell's needs what it
+// Hopper's best needs wgmma, which the product has for its large tile (product/wgmma.cuh); Blackwell's needs what it
 // has not.
 struct Rates {
   int capability;          // and later ones, up to the next entry
@@ -124,7 +124,7 @@ class Model {
     return rounds(tile, number(tile.pixels * tile.outputs) * depth / (macs_of_clock * tile.share));
   }
 
-  // The product's tile: as run_product chooses it (product_run.cuh).
+  // The product's tile: as run_product chooses it (product/run.cuh).
   const Tile& product_tile(bool keeps_more) const {
     const Tile& large = keeps_more ? kHalfTile : kLargeTile;
     return blocks(large) >= kEnoughBlocks ? large : kSmallTile;
@@ -195,7 +195,7 @@ class Model {
     return params;
   }
 
-  // Clocks of a channel of a block's box by the tensor cores and by shared memory: sparse.cuh has the arithmetic.
+  // Clocks of a channel of a block's box by the tensor cores and by shared memory: sparse/kernel.cuh has the arithmetic.
   double sparse() const {
     constexpr double kMmaMacs = 2048, kFragmentBytes = 512, kFragmentChannels = 16, kFullWarps = 8;
     const CudaParams params = sparse_params();

@@ -1,4 +1,4 @@
-// What the sparse route (sparse.cuh) takes of the tensor cores beside mma.cuh: products whose left matrix is 2:4
+// What the sparse route (kernel.cuh) takes of the tensor cores beside mma.cuh: products whose left matrix is 2:4
 // sparse, and the loads that turn a tile of [k][row] into the registers of a left matrix; and what they are on the
 // host.
 #pragma once

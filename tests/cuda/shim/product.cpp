@@ -2,13 +2,13 @@
 #include <cstdint>
 
 #include "call.h"
-#include "cuda/product/product_b1.cuh"
-#include "cuda/product/product_float.cuh"
-#include "cuda/product/product_half.cuh"
-#include "cuda/product/product_input.cuh"
-#include "cuda/product/product_int8.cuh"
-#include "cuda/product/product_weight.cuh"
-#include "cuda/product/product_wgmma.cuh"
+#include "cuda/product/bits.cuh"
+#include "cuda/product/float32.cuh"
+#include "cuda/product/float16_bfloat16.cuh"
+#include "cuda/product/input.cuh"
+#include "cuda/product/int8.cuh"
+#include "cuda/product/prepare_weight.cuh"
+#include "cuda/product/wgmma.cuh"
 
 namespace subbit {
 namespace {

@@ -1,5 +1,5 @@
 // The sharing kernel on the CPU, for tests: sizes and addresses come as plain arrays (tests/test_cuda_shim.py).
-#include "cuda/sharing/sharing.cuh"
+#include "cuda/sharing/kernel.cuh"
 
 #include <cstdio>
 #include <exception>

@@ -2,9 +2,9 @@
 #include <cstdint>
 
 #include "call.h"
-#include "cuda/product/product_input.cuh"
-#include "cuda/sparse/sparse_run.cuh"
-#include "cuda/sparse/sparse_weight.cuh"
+#include "cuda/product/input.cuh"
+#include "cuda/sparse/run.cuh"
+#include "cuda/sparse/prepare_weight.cuh"
 
 using namespace subbit;
 
