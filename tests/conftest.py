@@ -22,7 +22,7 @@ SLOW = (
     "conversion/test_convert.py::TestModules::test_fullgraph",
     "conversion/test_compress.py::test_a_copy_is_subbit_and_the_model_stays",
     "conversion/test_compress.py::test_max_bits_is_kept_and_used",
-    "core/test_codebook.py::test_hamming_kmeans",
+    "core/test_hamming_kmeans.py",
     "cpu/test_kernels.py::TestWhatSurroundsTheSums::test_random_problems",
     "diagnostics/test_explain.py::test_a_network",
     "models/test_models.py::test_fused_has_the_same_bits_where_nothing_is_rounded",

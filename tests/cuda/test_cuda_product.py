@@ -217,7 +217,7 @@ def test_the_emulated_product_of_halves_is_a_matrix_product(library, is_bfloat16
     a, b = integers(16, 16, seed=1).to(dtype), integers(16, 8, seed=2).to(dtype)
     d = integers(16, 8, seed=3)
     by_columns, product = b.t().contiguous(), d + a.float() @ b.float()
-    library.mma_halves(*map(ctypes.c_void_p, (a.data_ptr(), by_columns.data_ptr(), d.data_ptr())), is_bfloat16)
+    library.mma_float16(*map(ctypes.c_void_p, (a.data_ptr(), by_columns.data_ptr(), d.data_ptr())), is_bfloat16)
     assert torch.equal(d, product)
 
 
@@ -238,7 +238,7 @@ def multiply_by_wgmma(
     d = integers(64, columns, seed=3)
     product = d + a.float() @ rows[:, 16 * piece : 16 * (piece + 1)].t().float()
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (a, rows, d))
-    assert library.wgmma_halves(*pointers, columns, is_bfloat16, piece, without) == 0, library.product_error()
+    assert library.wgmma_float16(*pointers, columns, is_bfloat16, piece, without) == 0, library.product_error()
     return d, product
 
 

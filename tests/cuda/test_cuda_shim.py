@@ -45,7 +45,7 @@ def shim(tmp_path_factory) -> ctypes.CDLL:
 
 @dataclass(frozen=True)
 class Tile:
-    halves: bool
+    two_per_word: bool
     words_per_lane: int
     warps: int
     units: int
@@ -377,7 +377,7 @@ def test_more_units_than_16_bits_hold(shim, activation_bits, units):
     for sign in (1, -1):
         p = replace(p, codebook=torch.full((1, 1, 3, 3), float(sign)))
         tiles, planned = Call(p, LARGE).tiles(shim)
-        assert tiles[planned].halves == (activation_bits == 1 and units <= 3640)
+        assert tiles[planned].two_per_word == (activation_bits == 1 and units <= 3640)
         check(shim, p)
 
 
@@ -456,7 +456,7 @@ def test_tiles_fit_and_cover_the_outputs(shim, limits, codewords, activation_bit
             assert t.shared_bytes <= limits[1]
             assert (t.parts - 1) * of_block < outputs <= t.parts * of_block
             assert 1 <= t.warps <= 16
-            assert t.halves == (activation_bits == 1)
+            assert t.two_per_word == (activation_bits == 1)
 
 
 def test_small_problems_spread_over_the_device(shim):

@@ -115,7 +115,7 @@ def test_the_emulated_sparse_product_is_a_matrix_product(library, is_bfloat16, s
         sparse = (a.view(16, 8, 4) * (order < kept)).view(16, 32).to(dtype).contiguous()
         by_columns, sums, expected_sums = b.t().to(dtype).contiguous(), d.clone(), d + sparse.float() @ b
         pointers = (ctypes.c_void_p(pointer(t)) for t in (sparse, by_columns, sums))
-        library.mma_sparse_halves(*pointers, is_bfloat16, selector)
+        library.mma_sparse_float16(*pointers, is_bfloat16, selector)
         assert torch.equal(sums, expected_sums)
 
 

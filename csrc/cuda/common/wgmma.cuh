@@ -37,7 +37,7 @@ namespace subbit {
 
 constexpr int kWarpgroupThreads = 128;
 constexpr int kWarpgroupOutputs = 64;  // rows of A and D
-constexpr int kSliceHalves = 16;       // of K, of one product
+constexpr int kSliceNumbers = 16;      // of K, of one product
 constexpr int kSwizzleBytes = 128, kSwizzleRows = 8, kSwizzlePieceBytes = 16;
 constexpr int kSwizzleAlignment = kSwizzleBytes * kSwizzleRows;
 

@@ -5,13 +5,13 @@
 
 namespace subbit {
 
-using HalvesTile = ProductTile<4, 8, 2, 2, 1, 2, 3>;
+using Float16Tile = ProductTile<4, 8, 2, 2, 1, 2, 3>;
 
-inline Status run_product_halves(const CudaParams& params, const CudaOperands& operands, Stream stream) {
+inline Status run_product_float16_bfloat16(const CudaParams& params, const CudaOperands& operands, Stream stream) {
   if (params.element == Element::kFloat16) {
-    return run_product<NumbersKind<__half, 1>, HalvesTile, SmallTile>(params, operands, stream);
+    return run_product<NumbersKind<__half, 1>, Float16Tile, SmallTile>(params, operands, stream);
   }
-  return run_product<NumbersKind<__nv_bfloat16, 1>, HalvesTile, SmallTile>(params, operands, stream);
+  return run_product<NumbersKind<__nv_bfloat16, 1>, Float16Tile, SmallTile>(params, operands, stream);
 }
 
 }  // namespace subbit

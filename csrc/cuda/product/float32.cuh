@@ -5,11 +5,11 @@
 
 namespace subbit {
 
-// Half the pixels of the tile of float16: the sums of a stage take registers of their own.
-using FloatsTile = ProductTile<4, 4, 2, 2, 1, 2, 3>;
+// Half the pixels of the float16 tile: the sums of a stage take registers of their own.
+using Float32Tile = ProductTile<4, 4, 2, 2, 1, 2, 3>;
 
-inline Status run_product_floats(const CudaParams& params, const CudaOperands& operands, Stream stream) {
-  return run_product<NumbersKind<__nv_bfloat16, 3>, FloatsTile, SmallTile>(params, operands, stream);
+inline Status run_product_float32(const CudaParams& params, const CudaOperands& operands, Stream stream) {
+  return run_product<NumbersKind<__nv_bfloat16, 3>, Float32Tile, SmallTile>(params, operands, stream);
 }
 
 }  // namespace subbit

@@ -7,19 +7,19 @@
 //
 // Shared memory. A step of x is [pixel][64 bytes], as it comes: lane (g, t) of a warp reads the 16 bytes t of pixel g
 // of eight, which lie at 64 g + 16 t = 16 lane. So the lanes of each quarter of a warp, which are served together, read
-// 128 bytes in a row, every bank once: free of conflicts without a swizzle; so are the 8 and 16 bytes a thread that
+// 128 bytes in a row, every bank once: free of conflicts without a swizzle; so are the 8 and 16 bytes per thread that
 // copies write in a row. (K may have any order as long as x and the weight have the same, so 16 bytes hold what a lane
 // needs for two products, and no transposing load is needed.) Weights of bits lie in the order of lanes: the same.
 //
-// What bounds it, by arithmetic for an A100 (a multiprocessor does 1024 half multiply-adds per clock, 64 logical
+// What bounds it, by arithmetic for an A100 (a multiprocessor does 1024 float16 multiply-adds per clock, 64 logical
 // operations and 128 bytes of shared memory): the large tile of float16, 128 outputs x 128 pixels, four warps of 64 x
-// 64. A step is 64 products of matrices a warp, 512 clocks. Its signs are decoded by 2 x 32 operations, 128 clocks of
+// 64. A step is 64 products of matrices per warp, 512 clocks. Its signs are decoded by 2 x 32 operations, 128 clocks of
 // another pipe; x is read by 8 loads of 512 bytes per warp, 128 clocks for the four. So the tensor cores are the bound;
 // the second-level cache gives 8 KiB per step, 16 bytes per clock and multiprocessor. Bits: 0.5 to 0.54 products per
 // clock, 128 x 128 x 512 in 490 clocks, which reads 16 KiB twice, 256 clocks: tensor cores again, and with float
 // activations around it the device's memory. Int8, as on an H100 (4096 multiply-adds per clock, 62 % of them by
-// mma.sync): a step of 128 x 128 x 64 takes 413 clocks, in which the signs take three operations a register, two of one
-// pipe (128 clocks) and one of another (64), and x is read as float16 is. None of this is measured yet.
+// mma.sync): a step of 128 x 128 x 64 takes 413 clocks, in which the signs take three operations per register, two of
+// one pipe (128 clocks) and one of another (64), and x is read as float16 is. None of this is measured yet.
 //
 // The small tile, 32 outputs x 16 pixels, is for calls that the large one would leave most of the device idle in: its
 // four warps take every fourth step each, and their sums are added in the order of the warps. So the order of
@@ -42,72 +42,17 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "cuda/common/copy_async.cuh"
 #include "cuda/common/mma.cuh"
 #include "cuda/common/platform.h"
 #include "cuda/common/start.cuh"
 #include "cuda/common/tile_epilogue.cuh"
+#include "cuda/product/kinds.cuh"
 #include "cuda/product/pixels.cuh"
 #include "cuda/product/weight.h"
 
 namespace subbit {
-
-// A block's tile: kWarpsM x kWarpsN warps of 16 kM outputs x 8 kN pixels, kWarpsK times over for parts of K; kSteps
-// steps a stage, kStages stages in shared memory.
-template <int kM_, int kN_, int kWarpsM_, int kWarpsN_, int kWarpsK_, int kSteps_, int kStages_>
-struct ProductTile {
-  static constexpr int kM = kM_, kN = kN_, kWarpsM = kWarpsM_, kWarpsN = kWarpsN_, kWarpsK = kWarpsK_;
-  static constexpr int kSteps = kSteps_, kStages = kStages_;
-  static constexpr int kOutputs = kFragmentOutputs * kM * kWarpsM, kPixels = kFragmentPixels * kN * kWarpsN;
-  static constexpr int kThreads = kWarpLanes * kWarpsM * kWarpsN * kWarpsK;
-  static_assert(kSteps % kWarpsK == 0 && kM % 2 == 0 && kN % 2 == 0);
-};
-
-// Numbers: x is kParts 16-bit floats of type T that are added up, in the order low, middle, high; or one int8, summed
-// in int32, where binary activations are -1, 0 and +1 and padding is 0, exact without anything else.
-template <class T, int kParts>
-struct NumbersKind {
-  using Number = T;
-  static constexpr int kNumberBytes = sizeof(T);
-  using Sum = std::conditional_t<kNumberBytes == 1, std::int32_t, float>;
-  static constexpr bool kIsBits = false;
-  static constexpr int kPlanes = kParts, kPieceBytes = 16;
-  static constexpr int kSignsM = kNumberBytes;  // sixteens of outputs whose signs are in one word
-  static constexpr std::uint32_t kOnes =        // a register of +1
-      kNumberBytes == 1                ? 0x01010101u
-      : std::is_same<T, __half>::value ? 0x3c003c00u
-                                       : 0x3f803f80u;
-
-  // A register of +-1 of a word of signs, for the bit of its first number (weight.h).
-  static SUBBIT_DEVICE std::uint32_t ones(std::uint32_t signs, int bit) {
-    if constexpr (kNumberBytes == 1) {
-      return (signs >> bit & 0x01010101u) * 0xfeu + kOnes;
-    } else {
-      return with_signs(kOnes, signs << (15 - bit));
-    }
-  }
-
-  // One part is one chain of additions in the tensor core. Three are added up stage by stage: the small parts first,
-  // into a sum of their own that begins at 0, which is then added, rounded to nearest. So the tensor core's roundings,
-  // of at most one unit in the last place (2^-23) and perhaps always towards 0, are of partial sums of a stage. With
-  // S = sum |x| over K in all, n stages of k numbers: those of the high parts lose at most k 2^-23 of their stage's
-  // |x|; those of the middle (and low) parts 2^-7 as much; the additions of stages n 2^-24 S. In all
-  //     |error| <= (1.02 (k + 1) 2^-23 + n 2^-24) S,
-  // for 512 channels (k = 64, n = 72) 207 x 2^-24 S, where a float32 sum in a row is allowed 4607 x 2^-24 S.
-  static constexpr bool kSumsStages = kParts > 1;
-};
-
-// Bits: the planes are plus and, unless no activation is zero, nonzero.
-template <int kPlanes_>
-struct BitsKind {
-  using Sum = std::int32_t;
-  static constexpr bool kIsBits = true;
-  static constexpr int kPlanes = kPlanes_, kPieceBytes = 8;
-  static constexpr int kSignsM = 1;  // not used: signs go through shared memory
-  static constexpr bool kSumsStages = false;
-};
 
 template <class Kind, class Tile>
 struct Product {

@@ -1,6 +1,6 @@
-#include "cuda/product/route.h"
 #include "cuda/product/input.cuh"
 #include "cuda/product/prepare_weight.cuh"
+#include "cuda/product/route.h"
 #include "cuda/product/wgmma_tile.cuh"
 
 namespace subbit {
@@ -22,8 +22,8 @@ cudaError_t launch_product(const CudaParams& params, const CudaOperands& operand
   if (multiplies_bits(params)) return launch_product_bits(params, operands, stream);
   if (is_binary(params)) return launch_product_int8(params, operands, stream);
   if (runs_wgmma(params)) return launch_product_wgmma(params, operands, stream);
-  if (params.element == Element::kFloat32) return launch_product_floats(params, operands, stream);
-  return launch_product_halves(params, operands, stream);
+  if (params.element == Element::kFloat32) return launch_product_float32(params, operands, stream);
+  return launch_product_float16_bfloat16(params, operands, stream);
 }
 
 cudaError_t launch_pack(const PackCall& call, cudaStream_t stream) {

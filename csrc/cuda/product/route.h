@@ -24,12 +24,13 @@ std::int64_t product_scratch_bytes(const CudaParams& params, const CudaOperands&
 // Called by launch(), for problems that it can run and that are not empty.
 cudaError_t launch_product(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
 
-// The same for one kind of activations, and for floats that Hopper's wgmma takes; each in a file of its own.
+// The same for one type of activations, or by Hopper's wgmma; each in a file of its own.
 cudaError_t launch_product_bits(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
 // cudaErrorNotSupported on architectures before the last of the build.
 cudaError_t launch_product_int8(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
-cudaError_t launch_product_halves(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
-cudaError_t launch_product_floats(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
+cudaError_t launch_product_float16_bfloat16(const CudaParams& params, const CudaOperands& operands,
+                                            cudaStream_t stream);
+cudaError_t launch_product_float32(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
 cudaError_t launch_product_wgmma(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
 
 // Packs the signs of x + shift: x is of any strides, and shift (channels,) float32 or null. Where nonzero is null,

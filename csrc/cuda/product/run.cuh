@@ -14,7 +14,7 @@ constexpr std::int64_t group_channels_of(const CudaParams& params) {
 }
 
 // Whether x is read where it is: words whose groups begin at whole words, or 16-bit numbers with channels side by side
-// and pieces of 16 bytes that are aligned and whole. Nobody gives signs as bytes.
+// and pieces of 16 bytes that are aligned and whole. Nobody passes binary activations as bytes.
 inline bool reads_in_place(const CudaParams& params, const CudaOperands& operands) {
   const ConvProblem& conv = params.conv;
   if (is_binary(params)) {

@@ -18,10 +18,10 @@
 //   numbers  [group][16 B outputs][step][lane] words: bit 8 B e + 8 h + 4 s + r of lane (g, t) is of number e of the
 //            4 / B of register r in product s of the h-th sixteen outputs: output 16 h + 8 (r % 2) + g and channel
 //            (16 t + 8 s + 4 (r / 2)) / B + e of the step. 1 is -1 here, so that a register of +-1 is made of a word by
-//            one shift: halves are `word << i & 0x80008000 | 0x3c003c00`, int8 (word >> i & 0x01010101) * 0xfe +
+//            one shift: float16 is `word << i & 0x80008000 | 0x3c003c00`, int8 (word >> i & 0x01010101) * 0xfe +
 //            0x01010101, where each byte's 1 or 0 becomes 0xff or 0x01 and none carries into the next.
 //   bits     [group][16 outputs][step][product][lane][4] words: register r of lane (g, t) in product s is word 4 t +
-//            2 s + r / 2 of the step of output 8 (r % 2) + g, a channel a bit, 1 being +1. Then [output][taps + 1]
+//            2 s + r / 2 of the step of output 8 (r % 2) + g, one bit per channel, 1 being +1. Then [output][taps + 1]
 //            counts of +1 as int32, all taps' last.
 #pragma once
 

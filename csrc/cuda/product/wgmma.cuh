@@ -1,5 +1,6 @@
-// The product of float16 and bfloat16 on Hopper, by wgmma (common/wgmma.cuh), which alone reaches all of its tensor cores.
-// Semantics, prepared weight and tiles are kernel.cuh's, so which tile a call takes does not depend on the device.
+// The product of float16 and bfloat16 on Hopper, by wgmma (common/wgmma.cuh), which alone reaches all of its tensor
+// cores. Semantics, prepared weight and tiles are kernel.cuh's, so which tile a call takes does not depend on the
+// device.
 //
 // A block is two warpgroups of 64 outputs each. A *stage* is two steps of K (weight.h), 64 numbers: x as
 // [pixel][128 bytes], swizzled, which the tensor cores read by themselves; the weight's fragments are made in
@@ -11,12 +12,12 @@
 // 16 h + 8 i + g are its bits 16 e + 8 h + 2 t + i. A lane thus reads the words of all four lanes of its g, 16 bytes in
 // a row; each is two registers: `word << (15 - 8 h - 2 t - i) & 0x80008000 | 0x3c003c00`.
 //
-// What bounds it, by arithmetic for an H100 (a multiprocessor does 2048 half multiply-adds per clock, 64 logical
+// What bounds it, by arithmetic for an H100 (a multiprocessor does 2048 float16 multiply-adds per clock, 64 logical
 // operations and 128 bytes of shared memory). A stage of a tile of 128 outputs x 128 pixels is 512 clocks of the tensor
 // cores. They read x for both warpgroups, 32 KiB, 256 clocks; copies write 16 KiB, 128 clocks: three quarters of what
 // shared memory gives. Its signs are decoded by 8 warps x 16 registers x 2 operations, 128 clocks of another pipe. 16
 // KiB a stage from the second-level cache are 32 bytes per clock and multiprocessor: if it gives some 5.5 TB/s, 24
-// bytes, as is assumed here, that is the bound, three quarters of the tensor cores' rate; only more outputs a block
+// bytes, as is assumed here, that is the bound, three quarters of the tensor cores' rate; only more outputs per block
 // would move it. float32: three times the products for three times the bytes, with half the pixels; the same shares.
 // None of this is measured yet.
 //
@@ -34,8 +35,8 @@
 
 #include <cstdint>
 
-#include "cuda/product/wgmma_tile.cuh"
 #include "cuda/common/wgmma.cuh"
+#include "cuda/product/wgmma_tile.cuh"
 
 namespace subbit {
 
@@ -44,7 +45,7 @@ struct WgmmaProduct {
   static constexpr int kThreads = Tile::kOutputs / kWarpgroupOutputs * kWarpgroupThreads;
   static constexpr int kBlocksPerMultiprocessor = 2;
   static constexpr int kPieces = kSwizzleBytes / Kind::kPieceBytes, kSteps = kSwizzleBytes / kStepBytes;
-  static constexpr int kSlices = kSwizzleBytes / 2 / kSliceHalves, kSliceBytes = kSliceHalves * 2;
+  static constexpr int kSlices = kSwizzleBytes / 2 / kSliceNumbers, kSliceBytes = kSliceNumbers * 2;
   static constexpr int kPlaneBytes = Tile::kPixels * kSwizzleBytes, kStageBytes = Kind::kPlanes * kPlaneBytes;
   static constexpr int kAhead = Tile::kStages - (Kind::kSumsStages ? 1 : 2);
   static constexpr int kFragments = Tile::kPixels / kFragmentPixels;
@@ -212,21 +213,21 @@ struct WgmmaProduct {
 };
 
 inline Status run_product_wgmma(const CudaParams& params, const CudaOperands& operands, Stream stream) {
-  using Halves = WgmmaProduct<NumbersKind<__half, 1>, WgmmaHalvesTile>;
-  using Bfloats = WgmmaProduct<NumbersKind<__nv_bfloat16, 1>, WgmmaHalvesTile>;
-  using Floats = WgmmaProduct<NumbersKind<__nv_bfloat16, 3>, WgmmaFloatsTile>;
+  using Float16 = WgmmaProduct<NumbersKind<__half, 1>, WgmmaFloat16Tile>;
+  using Bfloat16 = WgmmaProduct<NumbersKind<__nv_bfloat16, 1>, WgmmaFloat16Tile>;
+  using Float32 = WgmmaProduct<NumbersKind<__nv_bfloat16, 3>, WgmmaFloat32Tile>;
   ProductArgs args{};
   const Status status = start_args(params, operands, stream, args);
   if (status != kStarted) return status;
   switch (params.element) {
     case Element::kFloat32:
-      return start_tile<Floats, WgmmaFloatsTile>(args, stream);
+      return start_tile<Float32, WgmmaFloat32Tile>(args, stream);
     case Element::kFloat16:
-      return start_tile<Halves, WgmmaHalvesTile>(args, stream);
+      return start_tile<Float16, WgmmaFloat16Tile>(args, stream);
     case Element::kBfloat16:
       break;
   }
-  return start_tile<Bfloats, WgmmaHalvesTile>(args, stream);
+  return start_tile<Bfloat16, WgmmaFloat16Tile>(args, stream);
 }
 
 }  // namespace subbit

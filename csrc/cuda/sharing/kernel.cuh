@@ -8,7 +8,7 @@
 // l and 64 v + 32 + l where a word has two), so that the lanes read and write global memory side by side.
 //
 // The inner loop: a byte of an index word picks a row, one load, words_per_lane additions. An addition stands for nine
-// multiply-adds of a 3x3 convolution and costs 4 bytes of shared memory, 4/9 of a byte a multiply-add (2/9 with two
+// multiply-adds of a 3x3 convolution and costs 4 bytes of shared memory, 4/9 of a byte per multiply-add (2/9 with two
 // sums per word). 128 bytes per cycle bound it: 16 outputs take 64 cycles, in which a multiprocessor issues 256
 // instructions, and nvcc 13.0 makes 120 of them (sm_90). What else shared memory does for a unit, in rows of responses:
 // for each of K codewords one is written and about 2.2 are read; the sums take about 25. So of its time
@@ -20,8 +20,8 @@
 //
 // Blocks of 1 to 4 units go through a pipeline: between two barriers the same warps gather from block b, make the
 // responses of b + 1 and the sums of b + 2, into buffers that block b does not use; some are ahead with the one while
-// others still do the other, so that what is slow in one (loads from global memory, chains of additions) hides behind
-// the rest. Where shared memory holds the responses only once, one more barrier parts gathering and responding.
+// others still do the other, so that the rest hides what is slow in one (loads from global memory, chains of
+// additions). Where shared memory holds the responses only once, one more barrier parts gathering and responding.
 //
 // Responses are made as on the CPU (csrc/cpu/families/rows/respond_scalar.cpp), addition for addition: 4 signless sums
 // of each of the three rows of taps, (x0 +- x1) +- x2, or 8 of each half of an 8x1x1 unit; a codeword is then a sum of
@@ -36,48 +36,37 @@
 #include "cuda/common/params.h"
 #include "cuda/common/pixel.cuh"
 #include "cuda/common/platform.h"
+#include "cuda/sharing/codeword_parts.cuh"
 #include "cuda/sharing/source.cuh"
+#include "cuda/sharing/task.h"
 #include "cuda/sharing/tile.h"
 
 namespace subbit {
-
-struct SharingTask {
-  CudaParams params;
-  CudaOperands operands;
-  SharingTile tile;
-  int tau = 0;
-  int units = 0, group_outputs = 0;  // of a group
-  int responses_of_warp = 0;         // in a block of units
-  unsigned pixels = 0;               // of all images' outputs
-  int row_words = 0;                 // of an output's indices
-  int words = 0;                     // of a pixel of y, packed
-  bool packs_pieces = false;         // a warp's outputs are whole 16-bit pieces of packed words
-};
 
 template <class T, int kCount>
 struct alignas(sizeof(T) * kCount) LaneWords {
   T at[kCount];
 };
 
-// kHalves: two pixels' sums per word. Of the two pixels, the even one is the low half. Signs a and b of two pixels make
-// the float a + 65536 b; sums of them are exact below 2^24, so the arithmetic is that of floats up to the last
-// addition, which lands on 1.5 * 2^23 + the integer: its bits are those of 1.5 * 2^23 plus the integer. These are added
-// up as 32-bit integers; what is too much is taken off at the end, and the halves come apart as long as the low one is
+// kTwoPerWord: two pixels' sums per word, the even pixel's in the low 16 bits. The signs a and b of two pixels make the
+// float a + 65536 b; sums of them are exact below 2^24, so the arithmetic is that of floats up to the last addition,
+// which lands on 1.5 * 2^23 + the integer: its bits are those of 1.5 * 2^23 plus the integer. These are added up as
+// 32-bit integers; what is too much is taken off at the end, and the two sums come apart as long as the low one is
 // within 16 bits (kSharingMostUnits16).
-template <Unit kUnit, int kWords, bool kHalves>
+template <Unit kUnit, int kWords, bool kTwoPerWord>
 class Sharing {
  public:
   static constexpr int kOutputs = kSharingAccumulators / kWords;  // of a warp
-  static constexpr int kPixelsOfWord = kHalves ? 2 : 1;
+  static constexpr int kPixelsOfWord = kTwoPerWord ? 2 : 1;
   static constexpr int kPixels = kWarp * kWords * kPixelsOfWord;
   static constexpr int kRowBytes = kWarp * kWords * 4;
-  static constexpr int kParts = sharing_parts(kUnit);
-  static constexpr int kPartTaps = sharing_part_taps(kUnit);
-  static constexpr int kPartSums = sharing_part_sums(kUnit);
-  static constexpr float kHalvesStart = 12582912.0f;  // 1.5 * 2^23
-  static constexpr unsigned kHalvesStartBits = 0x4b400000;
+  using Parts = CodewordParts<kUnit>;
+  static constexpr int kParts = Parts::kParts, kPartTaps = Parts::kPartTaps;
+  static constexpr int kPartSums = Parts::kPartSums, kPartBits = Parts::kPartBits;
+  static constexpr float kIntegerStart = 12582912.0f;  // 1.5 * 2^23
+  static constexpr unsigned kIntegerStartBits = 0x4b400000;
 
-  using Sum = std::conditional_t<kHalves, unsigned, float>;
+  using Sum = std::conditional_t<kTwoPerWord, unsigned, float>;
   using Floats = LaneWords<float, kWords>;
   using Sums = LaneWords<Sum, kWords>;
 
@@ -154,32 +143,14 @@ class Sharing {
     }
   }
 
-  // A codeword as its parts, the first in the highest bits: a part is the sign of its first tap (1 for +1), then a bit
-  // for each other tap, 1 where its sign is another.
-  static constexpr int kPartBits = kPartTaps;
-
-  static SUBBIT_DEVICE unsigned key_of(unsigned codeword) {
-    unsigned key = 0;
-    SUBBIT_UNROLL
-    for (int part = 0; part < kParts; ++part) {
-      const unsigned first = codeword >> (part * kPartTaps) & 1;
-      key = key << 1 | first;
-      SUBBIT_UNROLL
-      for (int tap = 1; tap < kPartTaps; ++tap) {
-        key = key << 1 | ((codeword >> (part * kPartTaps + tap) & 1) ^ first);
-      }
-    }
-    return key;
-  }
-
   // A codeword as it is responded to: key, number, and the signs of its parts as floats.
   SUBBIT_DEVICE void sort_codewords() const {
     const int codewords = task_.params.codewords;
     for (int k = static_cast<int>(threadIdx.x); k < codewords; k += static_cast<int>(blockDim.x)) {
-      const unsigned key = key_of(task_.operands.codebook[k]);
+      const unsigned key = Parts::key_of(task_.operands.codebook[k]);
       int rank = 0;
       for (int other = 0; other < codewords; ++other) {
-        const unsigned key_of_other = key_of(task_.operands.codebook[other]);
+        const unsigned key_of_other = Parts::key_of(task_.operands.codebook[other]);
         rank += key_of_other < key || (key_of_other == key && other < k);
       }
       const auto sign = [&](int part) {
@@ -230,15 +201,15 @@ class Sharing {
           } else {
             pair[half][t] = source.load(offset, channel + part * kPartTaps + t, valid);
           }
-          if constexpr (kHalves) pair[half][t] = source.sign(pair[half][t], valid);
+          if constexpr (kTwoPerWord) pair[half][t] = source.sign(pair[half][t], valid);
         }
       }
       SUBBIT_UNROLL
       for (int t = 0; t < kPartTaps; ++t) {
-        taps[t].at[v] = kHalves ? __fmaf_rn(65536.0f, pair[1][t], pair[0][t]) : pair[0][t];
+        taps[t].at[v] = kTwoPerWord ? __fmaf_rn(65536.0f, pair[1][t], pair[0][t]) : pair[0][t];
       }
     }
-    if (!kHalves && source.binarize) {  // too many units for 16 bits
+    if (!kTwoPerWord && source.binarize) {  // too many units for 16 bits
       SUBBIT_UNROLL
       for (int v = 0; v < kWords; ++v) {
         SUBBIT_UNROLL
@@ -251,21 +222,8 @@ class Sharing {
     for (int pattern = 0; pattern < kPartSums; ++pattern) {
       Floats sums;
       SUBBIT_UNROLL
-      for (int v = 0; v < kWords; ++v) sums.at[v] = signless_sum(taps, v, pattern);
+      for (int v = 0; v < kWords; ++v) sums.at[v] = Parts::signless_sum(taps, v, pattern);
       *reinterpret_cast<Floats*>(to + pattern * kRowBytes + lane_ * sizeof(Floats)) = sums;
-    }
-  }
-
-  static SUBBIT_DEVICE float add(float a, bool minus, float b) { return __fadd_rn(a, minus ? -b : b); }
-
-  // (x0 +- x1) +- x2, or (x0 +- x1) +- (x2 +- x3), where the sign in the middle is that of x2.
-  static SUBBIT_DEVICE float signless_sum(const Floats* taps, int v, int pattern) {
-    const auto minus = [&](int tap) { return (pattern >> (kPartTaps - 1 - tap) & 1) != 0; };
-    const float first = add(taps[0].at[v], minus(1), taps[1].at[v]);
-    if constexpr (kUnit == Unit::k3x3) {
-      return add(first, minus(2), taps[2].at[v]);
-    } else {
-      return add(first, minus(2), add(taps[2].at[v], minus(2) != minus(3), taps[3].at[v]));
     }
   }
 
@@ -342,7 +300,7 @@ class Sharing {
         const float sign = __uint_as_float(part == 0 ? term.y : part == 1 ? term.z : term.w);
         SUBBIT_UNROLL
         for (int v = 0; v < kWords; ++v) {
-          const float before = part ? prefix[part ? part - 1 : 0].at[v] : kHalves ? kHalvesStart : 0.0f;
+          const float before = part ? prefix[part ? part - 1 : 0].at[v] : kTwoPerWord ? kIntegerStart : 0.0f;
           prefix[part].at[v] = __fmaf_rn(sign, sum.at[v], before);  // the product is exact: an addition
         }
       }
@@ -379,7 +337,7 @@ class Sharing {
 
   // The sums of half a word's pixel; see the class.
   SUBBIT_DEVICE float sum_of(unsigned bits, int half) const {
-    const unsigned total = bits - static_cast<unsigned>(task_.units) * kHalvesStartBits;
+    const unsigned total = bits - static_cast<unsigned>(task_.units) * kIntegerStartBits;
     const auto low = static_cast<std::int16_t>(total & 0xffff);
     if (half == 0) return static_cast<float>(low);
     return static_cast<float>(static_cast<std::int32_t>(total - static_cast<unsigned>(static_cast<int>(low))) >> 16);
@@ -456,31 +414,6 @@ class Sharing {
   unsigned low_ = 0, high_ = 0;
 };
 
-// The task of a launch, and whether the words of y must be cleared before it.
-inline SharingTask sharing_task(const CudaParams& params, const CudaOperands& operands, const SharingTile& tile) {
-  SharingTask task{params, operands, tile};
-  task.tau = tau_for(params.codewords);
-  task.units = static_cast<int>(params.units());
-  task.group_outputs = static_cast<int>(params.group_outputs());
-  task.responses_of_warp = (tile.units * params.codewords + tile.warps - 1) / tile.warps;
-  task.pixels = static_cast<unsigned>(params.conv.batch * params.conv.out_height * params.conv.out_width);
-  task.row_words = static_cast<int>(index_row_words(task.units, task.tau));
-  ConvProblem& conv = task.params.conv;
-  task.words = static_cast<int>(ceil_div(conv.out_channels, kWordChannels));
-  task.packs_pieces = conv.groups == 1 || task.group_outputs % 16 == 0;
-  if (conv.x_is_packed) {  // strides count words
-    conv.x_c = 0;
-    conv.x_w = ceil_div(conv.in_channels, kWordChannels);
-    conv.x_h = conv.width * conv.x_w;
-    conv.x_n = conv.height * conv.x_h;
-  }
-  return task;
-}
-
-inline bool clears_words(const SharingTask& task) {
-  return task.params.conv.packs && (!task.packs_pieces || task.params.conv.out_channels % kWordChannels != 0);
-}
-
 template <class T>
 struct Kind {
   using type = T;
@@ -489,16 +422,16 @@ struct Kind {
 // Calls f with the Kind of the Sharing that a tile is for.
 template <class F>
 auto with_sharing(const SharingTask& task, F f) {
-  const auto with_words = [&](auto unit, auto halves) {
+  const auto with_words = [&](auto unit, auto two_per_word) {
     constexpr Unit kUnit = decltype(unit)::value;
-    constexpr bool kHalves = decltype(halves)::value;
-    if constexpr (sharing_most_words(kUnit, kHalves) == 4) {
-      if (task.tile.words_per_lane == 4) return f(Kind<Sharing<kUnit, 4, kHalves>>{});
+    constexpr bool kTwoPerWord = decltype(two_per_word)::value;
+    if constexpr (sharing_most_words(kUnit, kTwoPerWord) == 4) {
+      if (task.tile.words_per_lane == 4) return f(Kind<Sharing<kUnit, 4, kTwoPerWord>>{});
     }
-    return f(Kind<Sharing<kUnit, 2, kHalves>>{});
+    return f(Kind<Sharing<kUnit, 2, kTwoPerWord>>{});
   };
   const auto with_unit = [&](auto unit) {
-    return task.tile.halves ? with_words(unit, std::true_type{}) : with_words(unit, std::false_type{});
+    return task.tile.two_per_word ? with_words(unit, std::true_type{}) : with_words(unit, std::false_type{});
   };
   return task.params.conv.unit == Unit::k3x3 ? with_unit(std::integral_constant<Unit, Unit::k3x3>{})
                                              : with_unit(std::integral_constant<Unit, Unit::k8x1x1>{});

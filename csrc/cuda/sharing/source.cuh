@@ -1,4 +1,4 @@
-// Where the sharing kernel reads its input: elements of three kinds, or packed signs; all as float32.
+// Where the sharing kernel reads its input: elements of three types, or packed activations; all as float32.
 #pragma once
 
 #include "cuda/common/params.h"
@@ -26,8 +26,8 @@ struct ElementSource {
   SUBBIT_DEVICE float sign(float v, bool valid) const { return valid ? sign_of(v, sign_zero) : 0.0f; }
 };
 
-// Strides count words. 32-bit halves of the words: half the registers, and the same bits since the least significant
-// come first.
+// Strides count words. Words are read as two of 32 bits: that takes half the registers, and the bits are the same since
+// the least significant come first.
 struct PackedSource {
   const std::uint32_t* plus;
   const std::uint32_t* nonzero;            // or null

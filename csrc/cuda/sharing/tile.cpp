@@ -53,8 +53,8 @@ std::vector<SharingTile> sharing_tiles(const CudaParams& params, const DeviceLim
   for (int words : {4, 2}) {
     for (int warps = kSharingWarps; warps >= 1; warps /= 2) {
       SharingTile tile;
-      tile.halves = conv.activations == Activations::kBinary && params.units() <= kSharingMostUnits16;
-      if (words > sharing_most_words(conv.unit, tile.halves)) continue;
+      tile.two_per_word = conv.activations == Activations::kBinary && params.units() <= kSharingMostUnits16;
+      if (words > sharing_most_words(conv.unit, tile.two_per_word)) continue;
       tile.words_per_lane = words;
       tile.parts = static_cast<int>(ceil_div(outputs, std::int64_t{warps} * tile.warp_outputs()));
       tile.warps = static_cast<int>(ceil_div(ceil_div(outputs, tile.parts), tile.warp_outputs()));

@@ -4,8 +4,8 @@
 
 namespace subbit {
 
-cudaError_t launch_sparse_halves(const CudaParams& params, const CudaOperands& operands, const SparsePlan& plan,
-                                 cudaStream_t stream) {
+cudaError_t launch_sparse_float16_bfloat16(const CudaParams& params, const CudaOperands& operands,
+                                           const SparsePlan& plan, cudaStream_t stream) {
   if (params.element == Element::kFloat16) return run_sparse<__half, 1>(params, operands, plan, stream);
   return run_sparse<__nv_bfloat16, 1>(params, operands, plan, stream);
 }

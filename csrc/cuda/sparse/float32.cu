@@ -4,8 +4,8 @@
 
 namespace subbit {
 
-cudaError_t launch_sparse_floats(const CudaParams& params, const CudaOperands& operands, const SparsePlan& plan,
-                                 cudaStream_t stream) {
+cudaError_t launch_sparse_float32(const CudaParams& params, const CudaOperands& operands, const SparsePlan& plan,
+                                  cudaStream_t stream) {
   return run_sparse<__nv_bfloat16, 3>(params, operands, plan, stream);
 }
 

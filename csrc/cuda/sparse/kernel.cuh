@@ -4,7 +4,7 @@
 //
 // is a product of matrices: a one-hot one, outputs by (channel, codeword), and the responses, (channel, codeword) by
 // pixels. Of four codewords of a channel one is taken, so the one-hot matrix is 2:4 sparse (with 8 codewords it is two
-// groups of four, one of them empty), which tensor cores multiply at twice the rate. Against the nine multiply-adds a
+// groups of four, one of them empty), which tensor cores multiply at twice the rate. Against the nine multiply-adds per
 // channel of a dense product, 4 codewords take 4 at twice the rate, 2/9, and 8 codewords 4/9.
 //
 // A block takes a box of at most 64 output pixels (box.h) and a tile of outputs, and goes through the channels
@@ -28,12 +28,12 @@
 // that a store of the fragments' lanes writes are those of two pixels (4 codewords), or of one pixel in two steps (8):
 // 64 bytes each, on different banks because pixels are 64 bytes apart, and steps 64 more than a multiple of 128.
 //
-// What bounds it, by arithmetic for an A100 (a multiprocessor does 1024 half multiply-adds per clock, 2048 sparse ones,
-// and 128 bytes of shared memory), in clocks for 64 pixels of 32 channels, 4 codewords, pairs:
+// What bounds it, by arithmetic for an A100 (a multiprocessor does 1024 float16 multiply-adds per clock, 2048 sparse
+// ones, and 128 bytes of shared memory), in clocks for 64 pixels of 32 channels, 4 codewords, pairs:
 //     128 outputs:  tensor cores  512 (sparse) + 128 (responses)   shared  256 (ldmatrix) + 128 (writes) + 256 (reads)
 //     256 outputs:  tensor cores 1024 + 128                        shared  256 + 128 + 512
 // The dense product of the same takes 2304 and 4608 clocks. With 8 codewords: 1024 + 256 and 256 + 256 + 512, against
-// the same 2304. An H100 does 1.24 times as much a clock by mma.sync, and twice that by sparse products if they share
+// the same 2304. An H100 does 1.24 times as much per clock by mma.sync, and twice that by sparse products if they share
 // its limits (assumed), with as much shared memory: at 256 outputs the tensor cores are the bound there too. Making the
 // weight's registers takes 8 of the 64 (or 32) clocks that their products do. None of this is measured yet.
 //
@@ -54,54 +54,20 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "cuda/common/arrange.cuh"
 #include "cuda/common/copy_async.cuh"
 #include "cuda/common/mma.cuh"
-#include "cuda/common/packed_index.cuh"
 #include "cuda/common/params.h"
 #include "cuda/common/platform.h"
 #include "cuda/common/tile_epilogue.cuh"
-#include "cuda/product/kernel.cuh"
-#include "cuda/sparse/mma_sparse.cuh"
 #include "cuda/sparse/box.h"
+#include "cuda/sparse/kinds.cuh"
+#include "cuda/sparse/mma_sparse.cuh"
+#include "cuda/sparse/plain_sum.cuh"
 #include "cuda/sparse/weight.h"
 
 namespace subbit {
-
-// x is kParts 16-bit numbers of type T that are added up, in the order low, middle, high; channels have places for
-// kSlots codewords.
-template <class T, int kParts_, int kSlots_>
-struct SparseKind {
-  using Half = T;
-  static constexpr int kParts = kParts_, kSlots = kSlots_;
-  static constexpr std::uint32_t kOne = std::is_same<T, __half>::value ? 0x3c00u : 0x3f80u;
-  static constexpr int kStepChannels = sparse_step_channels(kSlots);
-  static constexpr int kSteps = sparse_stage_steps(kParts, kSlots);  // of a stage
-  static constexpr int kStageChannels = sparse_stage_channels(kParts, kSlots);
-  static constexpr int kBuffers = sparse_response_buffers(kParts);
-};
-
-// A block's tile: kWarpsM x kWarpsN warps of 16 kM outputs x 8 kN pixels.
-template <int kM_, int kN_, int kWarpsM_, int kWarpsN_>
-struct SparseTile {
-  static constexpr int kM = kM_, kN = kN_, kWarpsM = kWarpsM_, kWarpsN = kWarpsN_, kWarps = kWarpsM * kWarpsN;
-  static constexpr int kOutputs = kFragmentOutputs * kM * kWarpsM;
-  static constexpr int kThreads = kWarpLanes * kWarps;
-  static_assert(kFragmentPixels * kN * kWarpsN == kBoxPixels && kWarps == sparse_warps(kOutputs));
-};
-
-struct SparseArgs {
-  CudaParams params;
-  CudaOperands operands;
-  ProductInput x;
-  SparseWeightShape weight;
-  TileEpilogueArgs epilogue;
-  SparseBox box;
-  std::int64_t index_row_words;
-  std::uint32_t output_tiles, row_boxes, column_boxes;
-};
 
 template <class Kind, class Tile>
 struct Sparse {
@@ -453,37 +419,6 @@ struct Sparse {
     }
   }
 
-  static SUBBIT_DEVICE bool is_finite(float v) {
-    constexpr std::uint32_t kExponent = 0x7f800000u;
-    return (__float_as_uint(v) & kExponent) != kExponent;
-  }
-
-  // The sum of one output at one pixel, tap by tap.
-  static SUBBIT_DEVICE float plain_sum(const SparseArgs& a, const OutputPixel& pixel, std::int64_t group,
-                                       std::int64_t output) {
-    const ConvProblem& conv = a.params.conv;
-    const PackedIndices indices{a.operands.indices, a.index_row_words, a.weight.tau};
-    float sum = 0.0f;
-    SUBBIT_ROLLED
-    for (std::int64_t channel = 0; channel < a.weight.group_channels; ++channel) {
-      const std::uint32_t codeword = a.operands.codebook[indices.at(output, channel)];
-      SUBBIT_ROLLED
-      for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-        const std::int64_t row = pixel.row * conv.stride_h - conv.pad_h + tap / kTaps * conv.dilation_h;
-        const std::int64_t column = pixel.column * conv.stride_w - conv.pad_w + tap % kTaps * conv.dilation_w;
-        if (row < 0 || row >= conv.height || column < 0 || column >= conv.width) continue;
-        const std::int64_t from = pixel.image * a.x.n + row * a.x.h + column * a.x.w + group * a.x.group + channel * 2;
-        float x = 0.0f;
-        SUBBIT_UNROLL
-        for (int part = 0; part < kParts; ++part) {
-          x = __fadd_rn(x, to_float(*reinterpret_cast<const Half*>(a.x.planes[part] + from)));
-        }
-        sum = __fadd_rn(sum, (codeword >> tap & 1) != 0 ? x : -x);
-      }
-    }
-    return sum;
-  }
-
   static SUBBIT_DEVICE void finish_round(const SparseArgs& a, const float (&shared)[kRoundPixels][kSumRow], int round,
                                          const Outputs& outputs) {
     constexpr int kRoundWarpPixels = kRoundN * kFragmentPixels;
@@ -492,7 +427,7 @@ struct Sparse {
     };
     const auto sum_of = [&](int row, int output) {
       const float sum = shared[row][output];
-      return is_finite(sum) ? sum : plain_sum(a, pixel_of(row), outputs.group, outputs.channel(output));
+      return is_finite(sum) ? sum : plain_sum<Kind>(a, pixel_of(row), outputs.group, outputs.channel(output));
     };
     Epilogue::template finish<kRoundPixels>(a.params, a.operands, a.epilogue, outputs, fixed().channels, pixel_of,
                                             sum_of);

@@ -1,7 +1,7 @@
 #include "cuda/product/route.h"
+#include "cuda/sparse/prepare_weight.cuh"
 #include "cuda/sparse/route.h"
 #include "cuda/sparse/run.cuh"
-#include "cuda/sparse/prepare_weight.cuh"
 
 namespace subbit {
 
@@ -22,8 +22,8 @@ std::int64_t sparse_scratch_bytes(const CudaParams& params, const CudaOperands& 
 
 cudaError_t launch_sparse(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream) {
   const SparsePlan plan = plan_sparse(params);
-  if (params.element == Element::kFloat32) return launch_sparse_floats(params, operands, plan, stream);
-  return launch_sparse_halves(params, operands, plan, stream);
+  if (params.element == Element::kFloat32) return launch_sparse_float32(params, operands, plan, stream);
+  return launch_sparse_float16_bfloat16(params, operands, plan, stream);
 }
 
 }  // namespace subbit

@@ -27,9 +27,9 @@ std::int64_t sparse_scratch_bytes(const CudaParams& params, const CudaOperands& 
 cudaError_t launch_sparse(const CudaParams& params, const CudaOperands& operands, cudaStream_t stream);
 
 // The same for 16-bit and for 32-bit activations; each in a file of its own.
-cudaError_t launch_sparse_halves(const CudaParams& params, const CudaOperands& operands, const SparsePlan& plan,
-                                 cudaStream_t stream);
-cudaError_t launch_sparse_floats(const CudaParams& params, const CudaOperands& operands, const SparsePlan& plan,
-                                 cudaStream_t stream);
+cudaError_t launch_sparse_float16_bfloat16(const CudaParams& params, const CudaOperands& operands,
+                                           const SparsePlan& plan, cudaStream_t stream);
+cudaError_t launch_sparse_float32(const CudaParams& params, const CudaOperands& operands, const SparsePlan& plan,
+                                  cudaStream_t stream);
 
 }  // namespace subbit
