@@ -9,9 +9,10 @@ import pytest
 # Files and tests of many seconds, each of which repeats at full size what quicker ones test in small.
 SLOW = (
     "cuda/test_cuda_build.py",
-    "cuda/test_cuda_product.py",
-    "cuda/test_cuda_shim.py",
-    "cuda/test_cuda_sparse.py",
+    "cuda/test_product.py",
+    "cuda/test_product_arithmetic.py",
+    "cuda/test_sharing.py",
+    "cuda/test_sparse.py",
     "conversion/test_graph.py::test_any_chain",
     "conversion/test_graph.py::test_networks",
     "conversion/test_graph.py::TestPrograms::test_a_file_in_a_fresh_process",

@@ -1,5 +1,5 @@
-#include "cuda/product/route.h"
 #include "cuda/product/bits.cuh"
+#include "cuda/product/route.h"
 
 namespace subbit {
 

@@ -1,4 +1,4 @@
-// The product's kernels, run on the CPU by the host shim, for tests/test_cuda_product.py.
+// The product's kernels, run on the CPU by the host shim, for tests/cuda/test_product.py.
 #include <cstdint>
 
 #include "call.h"

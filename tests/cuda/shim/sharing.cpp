@@ -1,4 +1,4 @@
-// The sharing kernel on the CPU, for tests: sizes and addresses come as plain arrays (tests/test_cuda_shim.py).
+// The sharing kernel on the CPU, for tests: sizes and addresses come as plain arrays (tests/cuda/test_sharing.py).
 #include <cstdio>
 #include <exception>
 

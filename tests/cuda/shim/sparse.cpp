@@ -1,4 +1,4 @@
-// The sparse route's kernels, run on the CPU by the host shim, for tests/test_cuda_sparse.py.
+// The sparse route's kernels, run on the CPU by the host shim, for tests/cuda/test_sparse.py.
 #include <cstdint>
 
 #include "call.h"
