@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import subbit_infer
 from subbit_infer import models, nn, save, save_weights
-from subbit_infer.backends.cuda import runtime as _native_cuda
+from subbit_infer.backends.cuda import runtime
 from subbit_infer.cli import app
 from subbit_infer.cli.exported import load_program
 
@@ -215,16 +215,16 @@ class TestEnv:
         assert found["threads"] == torch.get_num_threads()
         assert found["jit"] is False
         assert found["variables"]["SUBBIT_JIT"] == "0"
-        assert found["cuda"]["built"] == _native_cuda.info()["built"]
+        assert found["cuda"]["built"] == runtime.info()["built"]
         assert found["cuda"]["reason"]
         assert set(found["optional"]) == {"onnx", "onnxscript", "onnxruntime", "onnxruntime-extensions"}
 
     def test_text_of_cuda(self, monkeypatch):
         info = {"reason": None, "torch": "13.0", "built": True, "cuda": "13.0", "architectures": [80, 90]}
         devices = [{"name": "H100", "supported": True}, {"name": "V100", "supported": False}]
-        monkeypatch.setattr(_native_cuda, "info", lambda: {**info, "devices": devices})
+        monkeypatch.setattr(runtime, "info", lambda: {**info, "devices": devices})
         assert "kernels for sm_80, sm_90 (CUDA 13.0); H100, V100, which they are not for" in succeed("env")
-        monkeypatch.setattr(_native_cuda, "info", lambda: {**info, "reason": "no driver", "devices": []})
+        monkeypatch.setattr(runtime, "info", lambda: {**info, "reason": "no driver", "devices": []})
         assert "(CUDA 13.0); not used: no driver" in succeed("env")
 
     def test_text_says_how_to_install(self, monkeypatch):

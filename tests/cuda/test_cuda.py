@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from helpers import UNIT_1X1, UNIT_3X3, dense_weight, expected_conv, integers, random_weight, signs
 
 from subbit_infer import PackedActivations, PackedWeight, conv, convert, explain, linear, models, nn, pack
-from subbit_infer.backends.cuda import device as _cuda_device
-from subbit_infer.backends.cuda import runtime as _native_cuda
-from subbit_infer.backends.cuda import weight as _cuda_weight
+from subbit_infer.backends.cuda import convolution, runtime
+from subbit_infer.backends.cuda import device as devices
+from subbit_infer.backends.cuda import weight as weights
 from subbit_infer.core.epilogue import Epilogue
 
-REASON = _native_cuda.reason()
+REASON = runtime.reason()
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(REASON is not None, reason=f"no CUDA kernels: {REASON}")]
 
 DEVICE = torch.device("cuda", 0)
@@ -78,7 +78,7 @@ def run(x, indices, codebook, **options):
 
 
 def plan_that_ran(weight: PackedWeight) -> set[str]:
-    prepared = _cuda_weight.find_prepared(
+    prepared = weights.find_prepared(
         weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
     )
     assert prepared is not None
@@ -325,11 +325,11 @@ class TestInt8:
 
     @pytest.fixture(autouse=True)
     def later_gpu(self, monkeypatch):
-        facts = _cuda_device.device_of(DEVICE)
+        facts = devices.device_of(DEVICE)
         if facts.capability < 90:
             pytest.skip(f"int8 products are compiled for sm_90 and later ones, not sm_{facts.capability}")
         as_later = facts._replace(capability=max(facts.capability, 100))
-        monkeypatch.setattr(_cuda_device, "device_of", lambda device: as_later)
+        monkeypatch.setattr(devices, "device_of", lambda device: as_later)
         monkeypatch.setenv("SUBBIT_PLAN", "product")
 
     # Either side of a lane's registers (4, 8), a piece (16), a packed word and a step (64), and a stage (128).
@@ -609,7 +609,7 @@ def test_convert_on_the_device(planner, fold):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("codewords", [4, 8, 32, 256])
 def test_the_check_before_the_first_use(kernels, unit, codewords, dtype, activation_bits):
-    assert _native_cuda._is_right(kernels, DEVICE, unit, codewords, dtype, activation_bits == 1)
+    assert convolution._is_right(kernels, DEVICE, unit, codewords, dtype, activation_bits == 1)
 
 
 class TestModules:
