@@ -7,16 +7,16 @@ import ctypes
 
 import fake_cuda
 import pytest
-from helpers import UNIT_1X1, UNIT_3X3
+from helpers import UNIT_1X1
 from host_shim import build_shim
-from stand_in import H100
+from stand_in import FIRST, H100
 from torch.nn import functional as F
 
 from gpu import PLANS
+from subbit_infer import backends
+from subbit_infer.backends.cuda import convolution, runtime
 from subbit_infer.backends.cuda import cudnn as cuda_cudnn
 from subbit_infer.backends.cuda import device as cuda_device
-from subbit_infer.backends.cuda import runtime
-from subbit_infer.ops import registration
 
 
 @pytest.fixture(scope="session")
@@ -48,13 +48,12 @@ def module(monkeypatch, has_a_kernel):
     module = fake_cuda.Module()
     monkeypatch.delenv("SUBBIT_PLAN", raising=False)
     monkeypatch.setattr(runtime, "_C_cuda", module)
-    monkeypatch.setattr(runtime, "_UNITS", {UNIT_3X3: UNIT_3X3, UNIT_1X1: UNIT_1X1})
     monkeypatch.setattr(runtime, "is_built", lambda: True)
-    monkeypatch.setattr(runtime, "_is_right", lambda *kind: True)
+    monkeypatch.setattr(convolution, "_is_right", lambda *kind: True)
     monkeypatch.setattr(cuda_device, "device_of", lambda device: H100)
     monkeypatch.setattr(cuda_device, "stream_of", lambda device: contextlib.nullcontext(fake_cuda.STREAM))
-    monkeypatch.setattr(registration, "conv2d_cpu", registration.conv2d_cuda)
-    monkeypatch.setattr(registration, "conv2d_packed_cpu", registration.conv2d_packed_cuda)
+    original = backends.backend_of
+    monkeypatch.setattr(backends, "backend_of", lambda device, unit: original(FIRST, unit))
     return module
 
 

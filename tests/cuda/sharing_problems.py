@@ -6,14 +6,15 @@ import ctypes
 from dataclasses import dataclass, replace
 
 import torch
-from helpers import integers, random_weight
+from helpers import integers, prepared, random_weight, run_kernel
 from torch import Tensor
 
-from subbit_infer.backends import cpu
+from subbit_infer import PackedWeight
 from subbit_infer.core import reference
 from subbit_infer.core.activations import PackedActivations, pack_signs, word_count
+from subbit_infer.core.conv_args import ConvArgs, Outputs
 from subbit_infer.core.epilogue import ACTIVATIONS, Epilogue
-from subbit_infer.core.weight import pack_codebook, pack_indices
+from subbit_infer.core.weight import pack_indices
 
 NO_EPILOGUE = Epilogue()
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -91,16 +92,16 @@ class Problem:
 
     def by_cpu_rows(self) -> Tensor:
         """y by the CPU's sharing kernel, whose order of addition the device keeps."""
-        unit = tuple(self.codebook.shape[1:])
-        packed = pack_indices(self.indices, len(self.codebook)), pack_codebook(self.codebook)
-        weight = cpu.prepare(*packed, self.indices.shape[1], len(self.codebook), unit)
+        weight = PackedWeight.from_indices(self.indices, self.codebook)
+        stride, padding, dilation, groups = self.geometry
         y = torch.empty(self.sizes)
         e = self.epilogue
-        cpu.conv2d(
-            weight, self.x.float(), y, e.scale, e.bias, *self.geometry, self.activation_bits, self.sign_zero, "scalar",
-            plan="rows", residual=None if e.residual is None else e.residual.float(), activation=e.activation,
-            slope=e.slope, shift=e.shift,
-        )  # fmt: skip
+        args = ConvArgs.of_weight(
+            self.x.float(), weight, stride=stride, padding=padding, dilation=dilation, groups=groups,
+            activation_bits=self.activation_bits, sign_zero=self.sign_zero, activation=e.activation, slope=e.slope,
+            shift=e.shift, residual=None if e.residual is None else e.residual.float(),
+        )._replace(scale=e.scale, bias=e.bias)  # fmt: skip
+        assert run_kernel(prepared(weight), args, Outputs(y, None, None), self.sizes, "scalar", "rows")
         return y
 
 

@@ -6,13 +6,13 @@ import torch
 from helpers import UNIT_3X3, random_weight
 
 from subbit_infer import PackedWeight
+from subbit_infer.backends.cuda import convolution
 from subbit_infer.backends.cuda import device as cuda_device
-from subbit_infer.backends.cuda import runtime
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 H100 = cuda_device.Device("NVIDIA H100", 90, 132)
 B200 = cuda_device.Device("NVIDIA B200", 100, 148)
-IS_RIGHT = runtime._is_right
+IS_RIGHT = convolution._is_right
 FIRST = torch.device("cuda", 0)
 
 

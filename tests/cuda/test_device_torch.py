@@ -11,7 +11,7 @@ from helpers import UNIT_1X1, UNIT_3X3, dense_weight, expected_conv, integers, r
 
 from gpu import DEVICE, DTYPES, PLANS, REASON, count_for, plan_that_ran, weight_of
 from subbit_infer import PackedWeight, conv, convert, explain, models, nn
-from subbit_infer.backends.cuda import runtime
+from subbit_infer.backends.cuda import convolution
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(REASON is not None, reason=f"no CUDA kernels: {REASON}")]
 
@@ -183,7 +183,7 @@ def test_convert_on_the_device(planner, fold):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("codewords", [4, 8, 32, 256])
 def test_the_check_before_the_first_use(kernels, unit, codewords, dtype, activation_bits):
-    assert runtime._is_right(kernels, DEVICE, unit, codewords, dtype, activation_bits == 1)
+    assert convolution._is_right(kernels, DEVICE, unit, codewords, dtype, activation_bits == 1)
 
 
 class TestModules:

@@ -14,7 +14,7 @@ from stand_in import H100, packed
 
 from subbit_infer import conv
 from subbit_infer.backends.cuda import device as cuda_device
-from subbit_infer.backends.cuda import runtime
+from subbit_infer.backends.cuda import packing, runtime
 
 
 class TestReasons:
@@ -63,7 +63,7 @@ class TestReasons:
         )
         for call in (
             lambda: conv(integers(1, 8, 5, 6), weight),
-            lambda: runtime.pack(torch.ones(1, 8, 2, 2), None, 0),
+            lambda: packing.pack(torch.ones(1, 8, 2, 2), None, 0),
         ):
             with pytest.raises(RuntimeError, match=message):
                 call()

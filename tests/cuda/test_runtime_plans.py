@@ -8,9 +8,9 @@ from helpers import UNIT_1X1, UNIT_3X3, expected_conv, integers, random_weight
 from stand_in import B200, DTYPES, FIRST, H100, IS_RIGHT, count_for, packed
 
 from subbit_infer import conv, explain
+from subbit_infer.backends.cuda import convolution, runtime
 from subbit_infer.backends.cuda import device as cuda_device
 from subbit_infer.backends.cuda import planner as cuda_planner
-from subbit_infer.backends.cuda import runtime
 from subbit_infer.backends.cuda import weight as cuda_weight
 from subbit_infer.diagnostics import plans
 from subbit_infer.nn import SubbitConv2d
@@ -55,7 +55,7 @@ class TestPlans:
         for width in range(3, 3 + 40):
             conv(integers(1, 8, 3, width), weight)
         prepared = cuda_weight.find_prepared(weight.packed_indices, weight.packed_codebook, 8, 32, UNIT_3X3)
-        assert 0 < len(prepared.convs) <= runtime._MOST_CONVS
+        assert 0 < len(prepared.convs) <= convolution._MOST_CONVS
 
     def test_the_products_weight_is_prepared_once(self, module, monkeypatch):
         monkeypatch.setenv("SUBBIT_PLAN", "product")
@@ -82,7 +82,7 @@ class TestCheck:
 
     @pytest.fixture
     def tried(self, module, monkeypatch):
-        monkeypatch.setattr(runtime, "_is_right", IS_RIGHT)
+        monkeypatch.setattr(convolution, "_is_right", IS_RIGHT)
         IS_RIGHT.cache_clear()
         yield module
         IS_RIGHT.cache_clear()
@@ -135,9 +135,9 @@ class TestCheck:
     def test_not_within_a_capture(self, tried, monkeypatch):
         monkeypatch.setenv("SUBBIT_PLAN", "sharing")
         weight, x = packed()[0], integers(2, 8, 5, 6)
-        monkeypatch.setattr(runtime, "_is_right", lambda *kind: True)
+        monkeypatch.setattr(convolution, "_is_right", lambda *kind: True)
         conv(x, weight)
-        monkeypatch.setattr(runtime, "_is_right", IS_RIGHT)
+        monkeypatch.setattr(convolution, "_is_right", IS_RIGHT)
         monkeypatch.setattr(cuda_device, "is_capturing", lambda device: True)
         conv(x, weight)  # planned already
         with pytest.raises(RuntimeError, match="call it once with such an input before the capture"):

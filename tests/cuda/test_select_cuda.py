@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import UNIT_1X1, UNIT_3X3
 
-from subbit_infer.backends import cpu
+from subbit_infer.backends import native
 from subbit_infer.backends.cuda.planner import ROUTES
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
@@ -29,8 +29,8 @@ def candidates(
     if has_sparse is None:
         has_sparse = unit == UNIT_3X3 and codewords <= 8 and not binary
     out = (side - 1) // stride + 1
-    return cpu.cuda_candidates(
-        binary=binary, element=element, unit=cpu.UNITS[unit], codewords=codewords, units=units, outputs=outputs,
+    return native.cuda_candidates(
+        binary=binary, element=element, unit=native.UNITS[unit], codewords=codewords, units=units, outputs=outputs,
         groups=groups, batch=batch, pixels=out * out, input_pixels=side * side,
         capability=gpu[0], multiprocessors=gpu[1],
         routes=[name for name, has in zip(ROUTES, (has_sharing, has_product, has_sparse), strict=True) if has],

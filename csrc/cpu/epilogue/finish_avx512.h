@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "cpu/families/kernel.h"
+#include "cpu/epilogue/tasks.h"
 
 namespace subbit {
 namespace {

@@ -6,7 +6,9 @@
 
 #include <cstdint>
 
-#include "cpu/families/kernel.h"
+#include "cpu/epilogue/tasks.h"
+#include "cpu/families/rows/tasks.h"
+#include "cpu/families/stage_task.h"
 #include "cpu/simd/transpose.h"
 
 namespace subbit {

@@ -1,4 +1,4 @@
-#include "cpu/driver/run.h"
+#include "cpu/driver/planned.h"
 
 #include "core/checked.h"
 
@@ -12,16 +12,16 @@ T* offset_by(T* pointer, std::int64_t elements) {
 
 }  // namespace
 
-void Run::finish(std::int64_t pixel, std::int64_t pixels, const void* sums, float factor, const float* offset) const {
+void StripRun::finish(std::int64_t pixel, std::int64_t pixels, const Sums& sums) const {
   const std::int64_t outputs = plan_.out_group();
   const std::int64_t first = strip_.group * outputs;
   FinishTask task{};
-  task.sums = sums;
-  task.sums_stride = kernel_.layout == Layout::kRows ? strips_.outputs * kernel_.pixels : strips_.outputs;
+  task.sums = sums.sums;
+  task.sums_stride = sums.stride;
   task.outputs = outputs;
   task.pixels = static_cast<int>(pixels);
-  task.factor = factor;
-  task.offset = offset;
+  task.factor = sums.factor;
+  task.offset = sums.offset;
   task.activation = params_.activation;
   task.scale = offset_by(operands_.scale, first);
   task.bias = offset_by(operands_.bias, first);
@@ -38,20 +38,19 @@ void Run::finish(std::int64_t pixel, std::int64_t pixels, const void* sums, floa
 
   const std::int64_t words = ceil_div(params_.out_channels, kWordChannels);
   const std::int64_t word = (strip_.image * strips_.out_pixels + pixel) * words + first / kWordChannels;
-  task.words = {offset_by(operands_.y_plus, word), offset_by(operands_.y_nonzero, word), words,
-                offset_by(operands_.pack_shift, first), operands_.y_nonzero == nullptr};
-  // Where lanes are channels, signs can be taken at once.
-  const bool by_channels = !task.y || task.y_channel == 1;
-  if (kernel_.layout != Layout::kRows && by_channels) return kernel_.finish(task);
-  const Words words_of_task = task.words;
-  task.words = {};
+  const Words to{offset_by(operands_.y_plus, word), offset_by(operands_.y_nonzero, word), words,
+                 offset_by(operands_.pack_shift, first), operands_.y_nonzero == nullptr};
+  if (sums.with_signs && (!task.y || task.y_channel == 1)) {
+    task.words = to;
+    return kernel_.finish(task);
+  }
   if (!task.y) {
-    task.y = scratch<float>(strips_.floats_at);
+    task.y = floats_.in(scratch_);
     task.y_channel = kFinishPixels;
     task.y_pixel = 1;
   }
   kernel_.finish(task);
-  kernel_.pack({task.y, task.y_channel, task.y_pixel, outputs, pixels, words_of_task});
+  kernel_.pack({task.y, task.y_channel, task.y_pixel, outputs, pixels, to});
 }
 
 }  // namespace subbit
