@@ -32,12 +32,11 @@ struct RowsCosts {
 };
 constexpr RowsCosts kFloatCosts = {840, 8, 0.2, 1.5, 4.6, 0.61, 0.28, 0.56, 0.25};
 constexpr RowsCosts kBinaryCosts = {860, 14, 0.2, 1.5, 0, 0.3, 0.25, 0.77, 0.25};
-constexpr RowsCosts kScalarCosts = {500, 0, 1, 1, 100, 30, 16, 0, 1};
 const RowsCosts costs_binary_rows_avx2 = kBinaryCosts;
 const RowsCosts costs_float_rows_avx512 = kFloatCosts;
 const RowsCosts costs_float_rows_avx2 = kFloatCosts;
-const RowsCosts costs_binary_rows_scalar = kScalarCosts;
-const RowsCosts costs_float_rows_scalar = kScalarCosts;
+const RowsCosts costs_binary_rows_scalar = {500, 0, 1, 1, 1100, 57, 5, 0, 3};
+const RowsCosts costs_float_rows_scalar = {500, 0, 1, 1, 100, 30, 16, 0, 1};
 
 namespace {
 
