@@ -341,7 +341,9 @@ class GuardedWords:
 
 
 def run_whole(x, indices, codebook, level, plan, sizes, *, output, channels_last, pack_sign_zero, threads, **options):
-    """Calls a plan, or a kernel by its name, at a level with all that surrounds the sums: y, plus and nonzero, None for what is not asked for.
+    """Calls a plan, or a kernel by its name, at a level with all that surrounds the sums.
+
+    Returns y, plus and nonzero, None for what is not asked for.
 
     Returns None where the plan cannot run the problem, so that another would.
     """

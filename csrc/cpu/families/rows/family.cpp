@@ -18,7 +18,7 @@ namespace subbit {
 
 // Nanoseconds: least squares of some 200 problems on one core of an AMD Zen 4 at 3.7 GHz (benchmarks/NOTES.md). What
 // decides is their proportion to each other, to other families' and to the dense convolution's, which differs less
-// between machines than they do.
+// between machines than they do. Those of scalar kernels are of a Zen 3.
 struct RowsCosts {
   double call;      // per image
   double plane;     // per plane of a unit
