@@ -11,7 +11,7 @@
 
 #include "core/checked.h"
 #include "cuda/common/launch.h"
-#include "cuda/product/product.h"
+#include "cuda/product/route.h"
 #include "python/arguments.h"
 
 namespace py = pybind11;

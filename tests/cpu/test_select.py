@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import LEVELS, MACHINE_LEVELS, UNIT_1X1, UNIT_3X3
 
-from subbit_infer.backends import cpu as _native
+from subbit_infer.backends import native
 
 
 def candidates(
@@ -18,8 +18,8 @@ def candidates(
 ):
     """The ways to run a layer, the quickest first."""
     pixels = ((side - 1) // stride + 1) ** 2
-    return _native.candidates(
-        binary, _native.UNITS[unit], codewords, units, outputs, groups, stride, pixels, side * side, level
+    return native.candidates(
+        binary, native.UNITS[unit], codewords, units, outputs, groups, stride, pixels, side * side, level
     )
 
 
@@ -93,9 +93,9 @@ def test_cost_grows_with_the_work():
 
 
 def test_bits_are_for_taps_close_together():
-    unit = _native.UNITS[UNIT_3X3]
+    unit = native.UNITS[UNIT_3X3]
     for spread, has_bits in ((4, True), (5, False)):  # the gaps between the taps would be packed too
-        plans = [c["plan"] for c in _native.candidates(True, unit, 32, 64, 64, 1, spread, 49, 900, "avx512vbmi")]
+        plans = [c["plan"] for c in native.candidates(True, unit, 32, 64, 64, 1, spread, 49, 900, "avx512vbmi")]
         assert ("bits" in plans) == has_bits
 
 
@@ -133,10 +133,10 @@ def test_unknown_level_is_refused():
 def run_with_plan(plan: str) -> subprocess.CompletedProcess[str]:
     program = """if True:
         import torch, subbit_infer
-        from subbit_infer.backends import cpu as _native
+        from subbit_infer.backends import cpu, native
         from subbit_infer.core import codebook
         weight = subbit_infer.PackedWeight.from_indices(torch.zeros(8, 16, dtype=torch.long), codebook.vanilla(5))
-        prepared = _native.prepare(weight.packed_indices, weight.packed_codebook, 16, 32, (1, 3, 3))
+        prepared = cpu.prepare(weight.packed_indices, weight.packed_codebook, 16, 32, (1, 3, 3))
         subbit_infer.conv(torch.ones(1, 16, 9, 9), weight)
         print(*(conv.kernel for conv in prepared.convs.values()))"""
     return subprocess.run(
@@ -161,7 +161,7 @@ def test_subbit_plan_refuses_unknown_names():
 
 
 def run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
-    program = "from subbit_infer.backends import cpu; print(cpu.active_level())"
+    program = "from subbit_infer.backends import cpu, native; print(native.active_level())"
     return subprocess.run(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parent.parent,

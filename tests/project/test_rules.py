@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import LEVELS
 
-from subbit_infer.backends import cpu as _native
+from subbit_infer.backends import native
 
 ROOT = Path(__file__).parent.parent.parent
 CSRC = ROOT / "csrc"
@@ -67,7 +67,7 @@ def table() -> list[tuple[str, str]]:
 
 
 def test_the_table_of_kernels_is_what_is_compiled():
-    compiled = [name for name, _, _ in _native.kernels()]
+    compiled = [name for name, _, _ in native.kernels()]
     assert compiled == [name for name, _ in table()]
     assert {level.lower() for _, level in table()} <= set(LEVELS)
     for name, level in table():
@@ -150,7 +150,7 @@ def test_every_folder_is_a_package():
     assert all((p.parent / "__init__.py").exists() for p in PACKAGE.rglob("*.py"))
 
 
-@pytest.mark.parametrize(("compiled", "toucher"), [("_C", "backends.cpu"), ("_C_cuda", "backends.cuda.runtime")])
+@pytest.mark.parametrize(("compiled", "toucher"), [("_C", "backends.native"), ("_C_cuda", "backends.cuda.runtime")])
 def test_only_one_file_touches_a_compiled_module(compiled, toucher):
     assert [module_of(p) for p in PACKAGE.rglob("*.py") if compiled in imported_modules(p)] == [toucher]
 
