@@ -316,12 +316,6 @@ def test_what_is_asked_for_is_what_runs(level, activation_bits):
     """A family, by the kernel of the highest level; or a kernel by its name."""
     indices, codebook = random_weight(UNIT_3X3, 9, 6, 32)
     weight = PackedWeight.from_indices(indices, codebook)
-    x = integers(1, 6, 5, 6)
-    y = torch.empty(1, 9, 5, 6)
-    args = ConvArgs.of_weight(x, weight, padding=(1, 1), activation_bits=activation_bits)
-    for plan in plans(level, activation_bits):
-        run_kernel(prepared(weight), args, Outputs(y, None, None), y.shape, level, plan)
-    ran = {conv.kernel for conv in prepared(weight).convs.values()}
     best = {}
     for name, of, binary in reversed(native.kernels()):
         if binary == (activation_bits == 1) and LEVELS.index(of) <= LEVELS.index(level):
