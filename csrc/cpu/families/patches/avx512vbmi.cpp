@@ -4,8 +4,8 @@
 
 #include "cpu/epilogue/finish_avx512.h"
 #include "cpu/epilogue/pack_avx512vbmi.h"
-#include "cpu/simd/bits_avx512vbmi.h"
 #include "cpu/families/kernels.h"
+#include "cpu/simd/bits_avx512vbmi.h"
 
 namespace subbit {
 namespace {
