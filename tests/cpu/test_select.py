@@ -38,7 +38,16 @@ def find(plan, binary, **problem):
         (False, "avx2", {"rows": "float_rows_avx2"}),
         (False, "avx512", {"rows": "float_rows_avx512"}),
         (False, "avx512vbmi", {"rows": "float_rows_avx512"}),
-        (True, "scalar", {"rows": "binary_rows_scalar"}),
+        (
+            True,
+            "scalar",
+            {"rows": "binary_rows_scalar", "bits": "binary_bits_scalar", "patches": "binary_patches_scalar"},
+        ),
+        (
+            True,
+            "avx2",
+            {"rows": "binary_rows_avx2", "bits": "binary_bits_avx2", "patches": "binary_patches_scalar"},
+        ),
         (
             True,
             "avx512vbmi",
@@ -50,7 +59,7 @@ def find(plan, binary, **problem):
         ),
     ],
 )
-def test_each_layout_is_run_by_the_best_kernel_of_the_level(binary, level, plans):
+def test_each_family_is_run_by_the_best_kernel_of_the_level(binary, level, plans):
     found = {c["plan"]: c.get("kernel") for c in candidates(binary, level=level)}
     assert found == plans | {"dense": None}
 

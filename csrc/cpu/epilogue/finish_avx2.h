@@ -1,4 +1,4 @@
-// The last step of the layouts whose lanes are output channels, and signs as words, eight floats at a time.
+// The last step of the families whose lanes are output channels, and signs as words, eight floats at a time.
 #pragma once
 
 #include <immintrin.h>

@@ -24,7 +24,7 @@ struct FinishTask {
   std::int64_t sums_stride;
   std::int64_t outputs;
   int pixels;
-  // Other layouts than rows: the true sum is factor * sum + offset[pixel]. All are integers below 2^24.
+  // Families other than rows: the true sum is factor * sum + offset[pixel]. All are integers below 2^24.
   float factor;
   const float* offset;
   Activation activation;
@@ -37,7 +37,7 @@ struct FinishTask {
   std::int64_t residual_channel, residual_pixel;
   float* y;  // or null, where there are words
   std::int64_t y_channel, y_pixel;
-  Words words;  // not of the rows layout; where y is null or its channels lie next to each other
+  Words words;  // not of the rows family; where y is null or its channels lie next to each other
 };
 
 // The signs of floats as words of 64 channels; bits after the last channel are 0.

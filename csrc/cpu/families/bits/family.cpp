@@ -24,6 +24,7 @@ struct BitsCosts {
 };
 const BitsCosts costs_binary_bits_avx512vbmi = {570, 0.21, 0.48, 0.48, 0.32};
 const BitsCosts costs_binary_bits_avx2 = {1000, 0.15, 1.2, 0.85, 0.29};
+const BitsCosts costs_binary_bits_scalar = {1000, 3.6, 3, 21, 3.3};
 
 namespace {
 
@@ -260,9 +261,10 @@ class BitsFamily final : public Family {
   bool reads_parts_of_rows(const ConvProblem& /*params*/) const override { return true; }
   std::int64_t padded_outputs(std::int64_t outputs) const override { return round_up(outputs, kOutputsPerMatch); }
 
-  std::int64_t strip_pixels(const Kernel& /*kernel*/, const Problem& problem) const override {
-    // Two words per 64 channels and input pixel, twice.
-    return std::min(8 * kStripBytes / (32 * problem.words() * problem.spread * problem.spread), kMostStripPixels);
+  std::int64_t strip_pixels(const Kernel& kernel, const Problem& problem) const override {
+    // Per 64 channels and input pixel two words, as they are packed and as they are staged; and as much for codes.
+    const std::int64_t bytes = steps_of(kernel).code ? 48 : 32;
+    return std::min(8 * kStripBytes / (bytes * problem.words() * problem.spread * problem.spread), kMostStripPixels);
   }
 
   std::unique_ptr<const WeightForm> make_form(const DecodedWeight& weight, const Plan& plan,

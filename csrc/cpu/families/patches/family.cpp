@@ -28,6 +28,7 @@ struct PatchesCosts {
   double finish;   // per output value
 };
 const PatchesCosts costs_binary_patches_avx512vbmi = {640, 18, 0.15, 4, 0.32, 0.28};
+const PatchesCosts costs_binary_patches_scalar = {640, 300, 3.5, 1, 43, 3.3};
 
 namespace {
 
@@ -62,7 +63,7 @@ class PatchesForm final : public WeightForm {
 
   int slot;
   AlignedBuffer responses;  // [place of PatchMap][number of a patch][slot]
-  AlignedBuffer positions;  // [group][outputs / 64][unit][64]
+  AlignedBuffer positions;  // [group][outputs / 64][unit][lane]
 
  private:
   mutable std::map<PatchMapKey, std::shared_ptr<const PatchMap>> maps_;
@@ -89,8 +90,7 @@ PatchesForm::PatchesForm(const DecodedWeight& weight, std::int64_t groups) : slo
     for (std::int64_t o = 0; o < padded; o += kOutputsPerVector) {
       for (std::int64_t u = 0; u < weight.units; ++u) {
         for (int lane = 0; lane < kOutputsPerVector; ++lane, ++out) {
-          // Even bytes are widened to channels 0..31, odd bytes to 32..63 (avx512vbmi.cpp).
-          const std::int64_t channel = o + lane / 2 + (lane % 2) * 32;
+          const std::int64_t channel = o + output_of_lane(lane);
           if (channel >= outputs) continue;
           *out = static_cast<std::byte>(weight.indices[(group * outputs + channel) * weight.units + u]);
         }

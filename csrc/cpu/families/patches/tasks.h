@@ -46,13 +46,16 @@ struct CodePatchesTask {
 constexpr int kChunk = 64;
 constexpr int kCodePixels = 8;
 
+// Lanes of 64 outputs: even bytes are widened to outputs 0 to 31, odd ones to 32 to 63, so that no byte changes places.
+constexpr int output_of_lane(int lane) { return lane / 2 + lane % 2 * 32; }
+
 // A row of `slot` bytes says how many taps of a patch agree with each codeword: nine at most.
 struct LookUpTask {
   const std::uint16_t* codes;     // [unit][kCodePixels]
   const std::uint8_t* responses;  // the row of a code is at 8 * code
   int slot;                       // bytes of a row: 8, 16, 32 or 64
   std::int64_t units;
-  const std::uint8_t* positions;  // [outputs / 64][unit][64]
+  const std::uint8_t* positions;  // [outputs / 64][unit][lane]
   std::int64_t outputs;           // a multiple of 64
   int pixels;                     // 1 to kCodePixels
   bool add;                       // to the sums, or write them

@@ -18,7 +18,7 @@ namespace subbit {
 
 // Nanoseconds: least squares of some 200 problems on one core of an AMD Zen 4 at 3.7 GHz (benchmarks/NOTES.md). What
 // decides is their proportion to each other, to other families' and to the dense convolution's, which differs less
-// between machines than they do.
+// between machines than they do. Those of scalar kernels are of a Zen 3.
 struct RowsCosts {
   double call;      // per image
   double plane;     // per plane of a unit
@@ -32,12 +32,11 @@ struct RowsCosts {
 };
 constexpr RowsCosts kFloatCosts = {840, 8, 0.2, 1.5, 4.6, 0.61, 0.28, 0.56, 0.25};
 constexpr RowsCosts kBinaryCosts = {860, 14, 0.2, 1.5, 0, 0.3, 0.25, 0.77, 0.25};
-constexpr RowsCosts kScalarCosts = {500, 0, 1, 1, 100, 30, 16, 0, 1};
 const RowsCosts costs_binary_rows_avx2 = kBinaryCosts;
 const RowsCosts costs_float_rows_avx512 = kFloatCosts;
 const RowsCosts costs_float_rows_avx2 = kFloatCosts;
-const RowsCosts costs_binary_rows_scalar = kScalarCosts;
-const RowsCosts costs_float_rows_scalar = kScalarCosts;
+const RowsCosts costs_binary_rows_scalar = {500, 0, 1, 1, 1100, 57, 5, 0, 3};
+const RowsCosts costs_float_rows_scalar = {500, 0, 1, 1, 100, 30, 16, 0, 1};
 
 namespace {
 

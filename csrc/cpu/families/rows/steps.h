@@ -1,4 +1,4 @@
-// The steps of the rows layout over a vector type V, for the ISA files to instantiate. V says how many lanes
+// The steps of the rows family over a vector type V, for the ISA files to instantiate. V says how many lanes
 // it has, what its elements are, and how to load, store, add and subtract them (see vec_*.h).
 //
 // Everything is static: an ISA file's instance must never be the one that the linker keeps for another's.

@@ -1,11 +1,11 @@
-// The patches layout: binary activations as bits, nine bits as the number of a patch, and vpermb to look up what 64
+// The patches family: binary activations as bits, nine bits as the number of a patch, and vpermb to look up what 64
 // output channels make of it.
 #include <immintrin.h>
 
 #include "cpu/epilogue/finish_avx512.h"
 #include "cpu/epilogue/pack_avx512vbmi.h"
-#include "cpu/families/bits/bits_avx512.h"
 #include "cpu/families/kernels.h"
+#include "cpu/simd/bits_avx512vbmi.h"
 
 namespace subbit {
 namespace {

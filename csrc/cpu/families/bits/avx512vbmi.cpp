@@ -1,10 +1,10 @@
-// The bits layout: 64 input channels a word, matched by XOR and VPOPCNTQ against the decoded weight.
+// The bits family: 64 input channels per word, matched by XOR and VPOPCNTQ against the decoded weight.
 #include <immintrin.h>
 
 #include "cpu/epilogue/finish_avx512.h"
 #include "cpu/epilogue/pack_avx512vbmi.h"
-#include "cpu/families/bits/bits_avx512.h"
 #include "cpu/families/kernels.h"
+#include "cpu/simd/bits_avx512vbmi.h"
 
 namespace subbit {
 namespace {

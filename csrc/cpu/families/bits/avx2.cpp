@@ -1,4 +1,4 @@
-// The bits layout without an instruction that counts bits: the activations of four channels name a table of sixteen
+// The bits family without an instruction that counts bits: the activations of four channels name a table of sixteen
 // bytes, how many of them differ from each of the sixteen nibbles that a weight can have there, and vpshufb looks the
 // weights of 32 outputs up in it.
 //
@@ -114,7 +114,7 @@ inline void match(const MatchBitsTask& task, int first_pixel, std::int64_t outpu
         ++tap;
       }
     }
-    // Even bytes are outputs 0 to 15, odd ones 16 to 31 (weight.cpp).
+    // Even bytes are outputs 0 to 15, odd ones 16 to 31 (families/bits/family.cpp).
 #pragma GCC unroll 4
     for (int p = 0; p < kPixels; ++p) {
 #pragma GCC unroll 2

@@ -5,6 +5,10 @@
 
 namespace subbit {
 
+void stage_float_rows_avx512(const StageTask& task) { stage_rows<F32x8>(task); }
+
+void respond_float_rows_avx512(const RespondRowsTask& task) { respond_rows<F32x8, 2>(task); }
+
 void gather_float_rows_avx512(const GatherRowsTask& task) {
   if (task.pixels > 8) {
     gather_rows<F32x8, 2, 16>(task);

@@ -1,4 +1,6 @@
-// The respond step in plain C++: the specification that every other level is tested against, bit for bit.
+// The rows family in plain C++: the specification that every other level is tested against, bit for bit.
+#include "cpu/epilogue/scalar.h"
+
 #include <algorithm>
 
 #include "cpu/families/kernels.h"
@@ -98,6 +100,20 @@ void respond(const RespondRowsTask& task) {
   }
 }
 
+// Adds the units of one block in their order, whatever the level: so float sums have the same bits everywhere.
+template <class Response, class Sum, int kPixels>
+void gather(const GatherRowsTask& task) {
+  for (std::int64_t o = 0; o < task.outputs; ++o) {
+    Sum* sums = static_cast<Sum*>(task.sums) + o * kPixels;
+    const std::uint16_t* offsets = task.offsets + o / kOutputsPerStep * kOutputsPerStep * task.units;
+    for (int u = 0; u < task.units; ++u) {
+      const auto* row = reinterpret_cast<const Response*>(static_cast<const char*>(task.rows) +
+                                                          offsets[u * kOutputsPerStep + o % kOutputsPerStep]);
+      for (int p = 0; p < task.pixels; ++p) sums[p] = static_cast<Sum>(sums[p] + row[p]);
+    }
+  }
+}
+
 }  // namespace
 
 void stage_float_rows_scalar(const StageTask& task) { stage<float>(task); }
@@ -105,5 +121,14 @@ void stage_binary_rows_scalar(const StageTask& task) { stage<std::int8_t>(task);
 
 void respond_float_rows_scalar(const RespondRowsTask& task) { respond<float, 16>(task); }
 void respond_binary_rows_scalar(const RespondRowsTask& task) { respond<std::int8_t, 32>(task); }
+
+void gather_float_rows_scalar(const GatherRowsTask& task) { gather<float, float, 16>(task); }
+void gather_binary_rows_scalar(const GatherRowsTask& task) { gather<std::int8_t, std::int16_t, 32>(task); }
+
+void finish_float_rows_scalar(const FinishTask& task) { finish_tiles<float, 16>(task); }
+void finish_binary_rows_scalar(const FinishTask& task) { finish_tiles<std::int16_t, 32>(task); }
+
+void pack_float_rows_scalar(const PackTask& task) { pack(task); }
+void pack_binary_rows_scalar(const PackTask& task) { pack(task); }
 
 }  // namespace subbit
