@@ -75,15 +75,13 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
 
 
 def to_subbit(model: Model) -> Model:
-    """A copy of `model` whose body runs as `SubbitConv2d`, all else as it was; `fuse` makes it fast.
+    """A copy of `model` whose body runs as `SubbitConv2d`, all else as it was.
 
     Every body weight must be alpha times +-1 with few distinct units, as `make_subbit_weights` leaves it.
     """
     subbit = copy.deepcopy(model)
     for name, conv in body_convs(subbit):
-        parent, _, attribute = name.rpartition(".")
-        layer = SubbitConv2d.from_dense(conv, activation_bits=conv.activation_bits)
-        setattr(subbit.get_submodule(parent), attribute, layer)
+        subbit.set_submodule(name, SubbitConv2d.from_dense(conv, activation_bits=conv.activation_bits))
     return subbit
 
 

@@ -16,7 +16,7 @@ from subbit_infer.conversion.graph.find import find
 from subbit_infer.conversion.graph.fold import fold
 from subbit_infer.conversion.graph.layers import to_layers
 from subbit_infer.conversion.graph.pooling import halve_by_maxima
-from subbit_infer.conversion.graph.signs import absorb, pack
+from subbit_infer.conversion.graph.signs import absorb, pack, skip_limits
 from subbit_infer.conversion.graph.sites import sites
 from subbit_infer.conversion.report import Converted, LayerReport, Report
 
@@ -40,6 +40,7 @@ def rewrite(module: fx.GraphModule, *, folds: bool = True) -> Converted[fx.Graph
     if folds:
         fold(module, constants)
         pack(module, constants)
+        skip_limits(module.graph)
         fold_dense_norms(module, constants)
         pool_first(module)
         halve_by_maxima(module)

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, fx
 
 from subbit_infer.conversion.graph.constants import Constants, plain
+from subbit_infer.conversion.graph.find import arguments
 from subbit_infer.conversion.graph.pooling import can_stay_packed, is_max_pool, pack_pool
 from subbit_infer.conversion.graph.sites import Site, shape_of, site_of, sites
 
 aten = torch.ops.aten
+
+_LIMITS = (aten.hardtanh.default, aten.clamp.default)
 
 
 def absorb(module: fx.GraphModule, constants: Constants) -> None:
@@ -63,6 +66,21 @@ def _is_sign(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.numel() > 0 and bool(((value == 0) | (value.abs() == 1)).all())
     return value in (-1, 0, 1)
+
+
+def skip_limits(graph: fx.Graph) -> None:
+    """Drops limits on both sides of 0 of what only sites with binary activations read: they change no sign."""
+    for node in list(graph.nodes):
+        if node.target not in _LIMITS or not node.users:
+            continue
+        a = arguments(node)
+        least, most = a.get("min_val", a.get("min")), a.get("max_val", a.get("max"))
+        if not all(limit is None or isinstance(limit, int | float) for limit in (least, most)):
+            continue  # a number of the input
+        is_around_0 = (least is None or least < 0) and (most is None or most > 0)
+        if is_around_0 and all(_takes_signs_of(user, node) and node not in user.args[1:] for user in node.users):
+            node.replace_all_uses_with(node.args[0], propagate_meta=False)
+            graph.erase_node(node)
 
 
 def pack(module: fx.GraphModule, constants: Constants) -> None:

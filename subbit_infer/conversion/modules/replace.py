@@ -12,7 +12,16 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from subbit_infer.conversion.detection import NotSubbitError, recognize
-from subbit_infer.conversion.modules.judge import HOOKS, Judge, Kept, Layer, Verdict, check_padding, class_name, kept
+from subbit_infer.conversion.modules.judge import (
+    HOOKS,
+    Judge,
+    Layer,
+    NotReplaceable,
+    Verdict,
+    check_padding,
+    class_name,
+    kept,
+)
 from subbit_infer.conversion.modules.observe import geometry_of, quiet, run
 from subbit_infer.conversion.report import Converted, LayerReport, Report
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
@@ -141,7 +150,7 @@ def _verdict_of_class(module: nn.Module, path: str) -> Verdict | None:
         return kept(module, path, f"what a {kind.__name__} computes is seen with an example_input only")
     try:
         if module._forward_pre_hooks or module._forward_hooks:
-            raise Kept(HOOKS)
+            raise NotReplaceable(HOOKS)
         with quiet(module):
             packed = recognize(module.weight, module.bias)
         if isinstance(module, nn.Linear):
@@ -151,7 +160,7 @@ def _verdict_of_class(module: nn.Module, path: str) -> Verdict | None:
             layer = SubbitConv2d.from_packed(
                 packed, **geometry_of(module.stride, module.padding, module.dilation, module.groups)
             )
-    except (Kept, NotSubbitError) as why:
+    except (NotReplaceable, NotSubbitError) as why:
         return kept(module, path, str(why))
     report = LayerReport.of_weight(path or class_name(module), tuple(module.weight.shape), packed, 32)
     return Verdict(module, report, layer)
