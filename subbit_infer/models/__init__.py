@@ -1,9 +1,9 @@
 """Networks to try sub-bit layers on, dense and sub-bit, in plain torch, with seeded random weights.
 
 ``resnet18()`` is dense; ``make_subbit_weights(model)`` gives its body weights that a sub-bit layer can hold, and
-``to_subbit(model)`` makes the twin that runs on :func:`subbit_infer.conv`, layer for layer. The form to deploy is made by
-``subbit_infer.convert(model, images, fold=True)``, as for any network. The *body* is what the paper stores in fewer than
-one bit per weight: every convolution but the first one and the shortcuts'.
+``to_subbit(model)`` makes the twin that runs on :func:`subbit_infer.conv`, layer for layer. The form to deploy is made
+by ``subbit_infer.convert(model, images, fold=True)``, as for any network. The *body* is what the paper stores in fewer
+than one bit per weight: every convolution but the first one and the shortcuts'.
 """
 
 import warnings

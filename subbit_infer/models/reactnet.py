@@ -1,7 +1,7 @@
 """A ResNet-18 for binary activations in the style of Bi-Real net and ReActNet (Liu et al., ECCV 2018 and 2020).
 
 Every 3x3 convolution has a shortcut of its own, so that only the convolutions see binary activations and everything
-between them is float. Thresholds and activations are learnt: a shift per channel in front of the sign, and shift,
+between them is float. Thresholds and activations are learnt: a shift per channel before the sign, and shift,
 PReLU, shift after it.
 """
 

@@ -1,4 +1,4 @@
-"""Convolutions and products whose weight is constant and sub-bit become sites."""
+"""Finds convolutions and products with a constant sub-bit weight, and puts sites in their place."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _bias(product: _Product, constants: Constants, channels: int) -> Tensor | No
         return None
     bias = constants.tensor(product.bias)
     if bias is None or tuple(bias.shape) != (channels,):
-        raise NotSubbitError("its bias is no constant of one number a channel")
+        raise NotSubbitError("its bias is no constant of one number per channel")
     return exact(bias)
 
 

@@ -1,4 +1,4 @@
-"""Max-pooling after a site: what follows it moves before it, into the epilogue; binary activations stay packed."""
+"""Moves operations after max-pooling before it, into a site's epilogue, and keeps binary activations packed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole of it: a graph with sub-bit layers in it, and what is around them folded."""
+"""All steps in order, for a graph and for an exported program."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rewrite(module: fx.GraphModule, *, folds: bool = True) -> Converted[fx.Graph
     Args:
         module: of functional ATen operators, from :func:`~subbit_infer.conversion.graph.capture.capture`;
             it is used up.
-        folds: whether to put what surrounds the layers into them, and keep signs packed between them.
+        folds: whether to fold what surrounds the layers into them, and to keep binary activations packed between them.
 
     Returns:
         A graph module with SubbitConv2d and SubbitLinear layers, named as the layers they replace; and what was done.
@@ -36,7 +36,7 @@ def rewrite(module: fx.GraphModule, *, folds: bool = True) -> Converted[fx.Graph
     constants = Constants(module)
     reports = find(module, constants)
     absorb(module, constants)
-    module.graph.eliminate_dead_code()  # so that what nobody reads is no reader
+    module.graph.eliminate_dead_code()  # unread nodes are no readers
     if folds:
         fold(module, constants)
         pack(module, constants)

@@ -1,4 +1,4 @@
-"""Whether a module does nothing but a sub-bit convolution or linear layer, judged while its model runs."""
+"""Judges, while a model runs, which modules do nothing but a sub-bit convolution or linear layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Layer = SubbitConv2d | SubbitLinear
 """What takes the place of a module."""
 
 _DOES_MORE = "its module does more than the {kind}; convert(fold=True) rewrites the graph instead"
-_LEAST_OUTPUTS = 16  # of a channel, to tell what is after it
+_LEAST_OUTPUTS = 16  # per channel, to tell what is after it
 HOOKS = "it has forward hooks, which would be lost"
 
 
@@ -291,7 +291,7 @@ def _effective(call: Call, probes: Sequence[tuple[Tensor, Tensor]]) -> tuple[Ten
     if offset is not None:
         bias = offset if bias is None else bias + offset
     weight = call.weight.double() * factor.reshape(-1, *[1] * (call.weight.dim() - 1))
-    note = "holds the factor behind it" if offset is None else "holds the factor and offset behind it"
+    note = "holds the factor after it" if offset is None else "holds the factor and offset after it"
     return weight.float(), None if bias is None else bias.float(), note
 
 

@@ -1,4 +1,4 @@
-"""Which convolutions and linear layers a model computes, with which weights, in which of its modules."""
+"""Observes the convolutions and linear layers that a model computes, with their weights and modules."""
 
 from __future__ import annotations
 

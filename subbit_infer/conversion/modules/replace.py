@@ -1,4 +1,4 @@
-"""Sub-bit layers put in place of the modules that compute what they compute."""
+"""Replaces modules with equivalent sub-bit layers."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _NOT_RUN = "Nothing was run: binary activations, and weights that forward comput
 
 
 def swap(model: nn.Module, example_input: Any = None, *, in_place: bool = False) -> Converted[nn.Module]:
-    """Puts sub-bit layers in place of the modules of a model that compute a sub-bit convolution or linear layer.
+    """Replaces the modules of a model that compute a sub-bit convolution or linear layer.
 
     Which modules do is observed: a copy of the model is run once, in evaluation mode and without gradients, and of
     every 2-d convolution and linear layer the weight is looked at that it is given, whatever it was computed from. A
-    module is replaced if its one such call is all that it does, save for a factor and offset a channel behind it and
-    the sign in front of it. It is run once more on a random input for that, and both outputs must come out again.
+    module is replaced if its one such call is all that it does, save for a factor and offset per channel after it and
+    the sign before it. It is run once more on a random input for that, and both outputs must come out again.
 
     An input is binary (``activation_bits=1``) if the module takes its sign, or if it was computed from signs or
     comparisons and holds only -1, 0 and 1. Values may be off by 1e-5: training code writes ``(sign(x) - t) + t``.
@@ -142,7 +142,7 @@ def _with_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module
 
 
 def _verdict_of_class(module: nn.Module, path: str) -> Verdict | None:
-    """What becomes of a module of which nothing but its class and weight is known."""
+    """The verdict on a module by its class and weight alone."""
     if not isinstance(module, nn.Conv2d | nn.Linear):
         return None
     kind = parametrize.type_before_parametrizations(module)
