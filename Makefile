@@ -100,13 +100,13 @@ endif
 
 # -P: the source tree, which holds no compiled module, must not come before the installed package.
 test-cuda: cuda-package
-	$(CUDA_PYTHON) -P -m pytest -m cuda -rs tests/cuda/test_cuda.py $(ARGS)
+	$(CUDA_PYTHON) -P -m pytest -m cuda -rs tests/cuda/test_device_*.py $(ARGS)
 
 # Without torch's cache every tensor is an allocation of its own, so that memcheck sees where it ends.
 sanitize-cuda: cuda-package
 	for tool in memcheck racecheck; do \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
-	  $(CUDA_PYTHON) -P -m pytest -m cuda -q -k "$(SANITIZE_CUDA_TESTS)" tests/cuda/test_cuda.py $(ARGS) || exit; \
+	  $(CUDA_PYTHON) -P -m pytest -m cuda -q -k "$(SANITIZE_CUDA_TESTS)" tests/cuda/test_device_*.py $(ARGS) || exit; \
 	done
 
 bench-cuda: cuda-package

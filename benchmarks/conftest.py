@@ -13,7 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import ours
 import peers
 from layers import Layer, Problem
-from subbit_infer.backends import cpu
+from subbit_infer.backends import native
 from timing import Contender, check, take_turn
 
 ROUNDS = 21
@@ -41,7 +41,7 @@ def compare(benchmark: BenchmarkFixture) -> Callable[..., None]:
                 check(each)
             torch_ms = measure(benchmark, contender, others)
         info = benchmark.extra_info
-        info.update(tau=tau, activation_bits=activation_bits, level=cpu.active_level(), **torch_ms)
+        info.update(tau=tau, activation_bits=activation_bits, level=native.active_level(), **torch_ms)
         if benchmark.stats is not None:  # None with --benchmark-disable
             seconds = benchmark.stats.stats.median
             info["speedup"] = min(torch_ms.values()) / (seconds * 1e3)

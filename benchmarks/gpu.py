@@ -48,8 +48,7 @@ from layers import RESNET18, Layer
 from machine import ROOT, output_of
 from results import Record, Result
 from subbit_infer import PackedWeight, conv, pack
-from subbit_infer.backends.cuda import planner as _cuda_plan
-from subbit_infer.backends.cuda import runtime as _native_cuda
+from subbit_infer.backends.cuda import planner, runtime
 from subbit_infer.core.codebook import vanilla
 from subbit_infer.core.tables import Table
 from timing import Sample
@@ -291,13 +290,13 @@ def _chosen(work: Work, kind: str) -> str:
     """The planner's choice, which it makes from sizes alone."""
     x = work.half if kind == F16 else work.x
     out_side = (work.layer.side - 1) // work.layer.stride + 1
-    shape = _cuda_plan.Shape(
+    shape = planner.Shape(
         x.device, (work.batch, work.layer.c_out, out_side, out_side), work.layer.side**2, 1, x.dtype,
         binary=False, has_zeros=True, is_channels_last=kind == F16, packed_input=False, float_output=True,
         packed_output=False, is_bare=False,
     )  # fmt: skip
     weight, routes = work.weight, plans_for(work.tau, binary=False)
-    return _cuda_plan.candidates(shape, weight.units, weight.codewords, weight.unit, routes)[0].plan
+    return planner.candidates(shape, weight.units, weight.codewords, weight.unit, routes)[0].plan
 
 
 def rates(notes: list[str]) -> dict[str, float]:
@@ -332,7 +331,7 @@ def environment(command: list[str]) -> dict[str, Any]:
     """What the figures depend on."""
     return {
         "gpu": torch.cuda.get_device_name(0),
-        "cuda": _native_cuda.info(),
+        "cuda": runtime.info(),
         "torch": torch.__version__,
         "cudnn": torch.backends.cudnn.version(),
         "commit": output_of("git", "rev-parse", "--short=10", "HEAD"),
@@ -356,12 +355,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, batch 1 and 32 only")
     parser.add_argument("--out", type=Path, default=OUT, help="where the JSON goes")
     given = parser.parse_args(arguments)
-    reason = _native_cuda.reason()
+    reason = runtime.reason()
     if reason is not None:
         print(f"bench-cuda: nothing is measured: {reason}", file=sys.stderr)
         return NO_GPU
     try:
-        _native_cuda.check_device(torch.device("cuda", 0))
+        runtime.check_device(torch.device("cuda", 0))
     except RuntimeError as error:
         print(f"bench-cuda: nothing is measured: {error}", file=sys.stderr)
         return NO_GPU

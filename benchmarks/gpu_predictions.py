@@ -10,7 +10,7 @@ from typing import Any
 from gpu_tables import PLANS, plans_for
 from grid import Grid
 from layers import RESNET18, Layer
-from subbit_infer.backends import cpu as _native
+from subbit_infer.backends import native
 
 H100: dict[str, Any] = {"capability": 90, "multiprocessors": 132}
 BATCH = 256
@@ -53,10 +53,10 @@ USUAL: dict[str, Any] = {
 def milliseconds(case: Case, layer: Layer) -> dict[str, float]:
     """What a layer is predicted to take, by plan."""
     side = (layer.side - 1) // layer.stride + 1
-    found = _native.cuda_candidates(
+    found = native.cuda_candidates(
         binary=case.binary,
         element=case.element,
-        unit=_native.UNITS[layer.unit],
+        unit=native.UNITS[layer.unit],
         codewords=2**case.tau,
         units=layer.c_in,
         outputs=layer.c_out,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from subbit_infer.backends import cpu
+from subbit_infer.backends import native
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("avx2", "fma", "avx512f", "avx512vbmi", "avx512_vnni", "avx512_vpopcntdq", "avx512_bf16", "amx_tile")
@@ -45,7 +45,7 @@ def enter(threads: int, isa: str) -> None:
 
 def widest() -> str:
     """The widest vector registers that our kernels use here, as the first word of a rate."""
-    return "zmm" if cpu.active_level().startswith("avx512") else "ymm"
+    return "zmm" if native.active_level().startswith("avx512") else "ymm"
 
 
 def cpus() -> int:
@@ -62,7 +62,7 @@ def environment(threads: int, isa: str) -> dict[str, Any]:
         f"model {info.get('model')})",
         "flags": [flag for flag in FLAGS if flag in present],
         "cpus": cpus(),
-        "level": cpu.active_level(),
+        "level": native.active_level(),
         "threads": threads,
         "limits": LIMITS[isa],
         "python": platform.python_version(),

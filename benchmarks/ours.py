@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from layers import Problem
 from results import A1, A1_PACKED, A32
 from subbit_infer import conv, convert, pack
-from subbit_infer.backends import cpu as _native
+from subbit_infer.backends import cpu, native
+from subbit_infer.backends.executable import addresses
+from subbit_infer.core.conv_args import ConvArgs, Outputs
 from timing import Contender
 
 
@@ -61,7 +63,7 @@ def a1_network(name: str, dense: nn.Module, images: Tensor) -> Contender:
     nothing is rounded is what tests/models/test_models.py shows.
     """
     folded = convert(dense, images, fold=True).model
-    with mock.patch.dict(_native.UNITS, clear=True):  # no unit has compiled kernels
+    with mock.patch.dict(native.UNITS, clear=True):  # no unit has compiled kernels
         expected = folded(images)
     return Contender(name, lambda: folded(images), expected)
 
@@ -79,12 +81,10 @@ def plans(problem: Problem, activation_bits: int) -> tuple[list[Contender], dict
     layer, weight = problem.layer, problem.weight
     is_binary = activation_bits == 1
     expected = problem.expected_a1 if is_binary else problem.expected_a32
-    prepared = _native.prepare(
-        weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
-    )
-    found = _native.candidates(
-        is_binary, _native.UNITS[weight.unit], weight.codewords, weight.units, layer.c_out, 1, layer.stride,
-        expected.shape[2] * expected.shape[3], layer.side**2, _native.active_level(),
+    prepared = cpu.prepare(weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit)
+    found = native.candidates(
+        is_binary, native.UNITS[weight.unit], weight.codewords, weight.units, layer.c_out, 1, layer.stride,
+        expected.shape[2] * expected.shape[3], layer.side**2, native.active_level(),
     )  # fmt: skip
     predicted = {one["plan"]: layer.batch * one["nanoseconds"] / 1e3 for one in found}
     number = {plan: max(1, round(RAW_US / microseconds)) for plan, microseconds in predicted.items()}
@@ -96,15 +96,18 @@ def plans(problem: Problem, activation_bits: int) -> tuple[list[Contender], dict
     return contenders, facts
 
 
-def _raw(
-    problem: Problem, weight: _native.Prepared, plan: str, is_binary: bool, expected: Tensor
-) -> Callable[[], Tensor]:
+def _raw(problem: Problem, weight: cpu.Prepared, plan: str, is_binary: bool, expected: Tensor) -> Callable[[], Tensor]:
     x, scale = problem.x, problem.weight.scale
     y = torch.full_like(expected, float("nan"))
-    stride, padding = (problem.layer.stride,) * 2, (problem.layer.padding,) * 2
-    geometry = stride, padding, (1, 1), 1, 1 if is_binary else 32, 0, "none"
-    planned = _native.planned(weight, x, y, None, False, tuple(y.shape), *geometry, plan=plan)
-    given = x.data_ptr(), 0, y.data_ptr(), 0, 0, 0 if scale is None else scale.data_ptr(), 0, 0, 0, 0, 0
+    args = ConvArgs.of_weight(
+        x,
+        problem.weight,
+        stride=(problem.layer.stride,) * 2,
+        padding=(problem.layer.padding,) * 2,
+        activation_bits=1 if is_binary else 32,
+    )
+    planned = cpu.planned(weight, args, args.output_layout(args.check()), plan=plan)
+    given = addresses(args, Outputs(y, None, None))
     kept = y, x, scale  # whose addresses these are
 
     def call() -> Tensor:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subbit_infer import convert
-from subbit_infer.backends import cpu
+from subbit_infer.backends import native
 from subbit_infer.models import body_convs, calibrate, make_subbit_weights, resnet18, to_subbit
 
 TAU = 5
@@ -373,7 +373,7 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
 def setting() -> str:
     """What the figures depend on."""
     threads = torch.get_num_threads()
-    level = cpu.active_level()
+    level = native.active_level()
     return f"{threads} thread{'s' * (threads > 1)}, level {level}, torch {torch.__version__}"
 
 

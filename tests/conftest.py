@@ -9,9 +9,10 @@ import pytest
 # Files and tests of many seconds, each of which repeats at full size what quicker ones test in small.
 SLOW = (
     "cuda/test_cuda_build.py",
-    "cuda/test_cuda_product.py",
-    "cuda/test_cuda_shim.py",
-    "cuda/test_cuda_sparse.py",
+    "cuda/test_product.py",
+    "cuda/test_product_arithmetic.py",
+    "cuda/test_sharing.py",
+    "cuda/test_sparse.py",
     "conversion/test_graph.py::test_any_chain",
     "conversion/test_graph.py::test_networks",
     "conversion/test_graph.py::TestPrograms::test_a_file_in_a_fresh_process",
@@ -22,7 +23,7 @@ SLOW = (
     "conversion/test_convert.py::TestModules::test_fullgraph",
     "conversion/test_compress.py::test_a_copy_is_subbit_and_the_model_stays",
     "conversion/test_compress.py::test_max_bits_is_kept_and_used",
-    "core/test_codebook.py::test_hamming_kmeans",
+    "core/test_hamming_kmeans.py",
     "cpu/test_kernels.py::TestWhatSurroundsTheSums::test_random_problems",
     "diagnostics/test_explain.py::test_a_network",
     "models/test_models.py::test_fused_has_the_same_bits_where_nothing_is_rounded",

@@ -9,12 +9,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from subbit_infer.backends import cpu as _native
+from subbit_infer import PackedWeight
+from subbit_infer.backends import cpu, native
+from subbit_infer.backends.executable import addresses
+from subbit_infer.core.conv_args import ConvArgs, OutputLayout, Outputs
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "data"
 LEVELS = ("scalar", "avx2", "avx512", "avx512vbmi")
-MACHINE_LEVELS = LEVELS[: LEVELS.index(_native.machine_level()) + 1]
+MACHINE_LEVELS = LEVELS[: LEVELS.index(native.machine_level()) + 1]
 UNIT_3X3 = (1, 3, 3)
 UNIT_1X1 = (8, 1, 1)
 
@@ -29,6 +32,26 @@ def random_weight(
     bits = (numbers[:, None] >> torch.arange(taps)) & 1
     codebook = (bits * 2.0 - 1).reshape(codewords, *unit)
     return torch.randint(0, codewords, (out_channels, units), generator=generator), codebook
+
+
+def prepared(weight: PackedWeight) -> cpu.Prepared:
+    """The weight as the CPU's kernels read it."""
+    return cpu.prepare(weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit)
+
+
+def run_kernel(
+    weight: cpu.Prepared, args: ConvArgs, outputs: Outputs, sizes: tuple[int, ...], level: str | None, plan: str
+) -> bool:
+    """Runs a compiled convolution into the test's own memory; whether the plan has one."""
+    y, plus, nonzero = outputs
+    strides = None if y is None else y.stride()
+    words = None if plus is None else tuple(plus.shape)
+    layout = OutputLayout(tuple(sizes), torch.float32, strides, words, nonzero is not None)
+    launch = cpu.plan(weight, args, layout, level=level, plan=plan).launch
+    if launch is None:
+        return False
+    launch(*addresses(args, outputs))
+    return True
 
 
 def dense_weight(indices: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import typer
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from subbit_infer.backends import cpu as _native
+from subbit_infer.backends import native
 from subbit_infer.cli.convert import check_any
 from subbit_infer.cli.info import onnx_info
 from subbit_infer.cli.screen import Json, UsageError, show, working
@@ -74,7 +74,7 @@ def bench(
         "source": source,
         "threads": threads,
         "rounds": rounds,
-        "level": _native.active_level(),
+        "level": native.active_level(),
         "device": device,
         "half": half,
         "milliseconds": medians,

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 import subbit_infer
-from subbit_infer.backends import cpu as _native
-from subbit_infer.backends.cuda import runtime as _native_cuda
+from subbit_infer.backends import native
+from subbit_infer.backends.cuda import runtime
 from subbit_infer.cli.screen import Json, show
 
 _LEVELS = ("scalar", "avx2", "avx512", "avx512vbmi")
@@ -35,7 +35,7 @@ def env(json: Json = False) -> None:
 
 def environment() -> dict[str, Any]:
     """Everything, for JSON."""
-    machine = _native.machine_level()
+    machine = native.machine_level()
     return {
         "subbit_infer": subbit_infer.__version__,
         "python": platform.python_version(),
@@ -44,11 +44,11 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "levels": list(_LEVELS[: _LEVELS.index(machine) + 1]),
-        "active_level": _native.active_level(),
+        "active_level": native.active_level(),
         "threads": torch.get_num_threads(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "openmp": _openmp_runtimes(),
-        "cuda": _native_cuda.info(),
+        "cuda": runtime.info(),
         "jit": os.environ.get("SUBBIT_JIT", "") != "0",
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "optional": {name: _version_of(name) for name in _OPTIONAL},

@@ -11,20 +11,62 @@ from torch._prims_common import suggest_memory_format
 
 from subbit_infer.core.activations import check_words, unpack_signs, word_count
 from subbit_infer.core.epilogue import Epilogue
-from subbit_infer.core.weight import check_channel_vector
+from subbit_infer.core.weight import PackedWeight, check_channel_vector, decode_packed
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def is_bare(activation: str, packs: bool, *follows: Tensor | None) -> bool:
-    """Whether neither what follows (scale, bias, residual, shift), nor the activation, nor packing hinders rounding."""
-    return activation in ("none", "relu", "hardtanh") and not packs and all(t is None for t in follows)
+Sizes = tuple[int, int, int, int]
+"""(N, C_out, H_out, W_out) of a result."""
 
 
-class Call(NamedTuple):
-    """The arguments of ``conv2d``, and after them those that only ``conv2d_packed`` has.
+class Outputs(NamedTuple):
+    """The results of a convolution, None for what was not asked for.
 
-    A tuple and not a dataclass, because making one is part of every call (0.5 us against 2).
+    Attributes:
+        y: floats, (N, C_out, H_out, W_out).
+        plus: the words of a packed result, (N, H_out, W_out, ceil(C_out / 64)).
+        nonzero: of the same shape; None also where zeros count as +1.
+    """
+
+    y: Tensor | None
+    plus: Tensor | None
+    nonzero: Tensor | None
+
+
+class OutputLayout(NamedTuple):
+    """What memory the results take.
+
+    Attributes:
+        sizes: (N, C_out, H_out, W_out).
+        dtype: of y.
+        strides: of y; None where no floats are asked for.
+        words: the shape of packed results; None where none are asked for.
+        has_nonzero: whether packed results have the words ``nonzero``.
+    """
+
+    sizes: Sizes
+    dtype: torch.dtype
+    strides: Sizes | None
+    words: Sizes | None
+    has_nonzero: bool
+
+    def empty(self, device: torch.device) -> Outputs:
+        """The memory."""
+        y = plus = nonzero = None
+        if self.strides is not None:
+            y = torch.empty_strided(self.sizes, self.strides, dtype=self.dtype, device=device)
+        if self.words is not None:
+            plus = torch.empty(self.words, dtype=torch.int64, device=device)
+            nonzero = torch.empty_like(plus) if self.has_nonzero else None
+        return Outputs(y, plus, nonzero)
+
+
+class ConvArgs(NamedTuple):
+    """The arguments of the operator ``conv2d``, and after them those that only ``conv2d_packed`` has.
+
+    Everything between ``conv`` and the kernels takes a convolution as one of these. A tuple and not a dataclass,
+    because making one is part of every call that is not a repetition (0.5 us against 2).
     """
 
     x: Tensor
@@ -50,6 +92,35 @@ class Call(NamedTuple):
     pack_sign_zero: int = 0
     float_output: bool = True
     packed_output: bool = False
+
+    @classmethod
+    def of_weight(
+        cls,
+        x: Tensor,
+        weight: PackedWeight,
+        *,
+        x_nonzero: Tensor | None = None,
+        residual: Tensor | None = None,
+        activation: str = "none",
+        slope: Tensor | None = None,
+        shift: Tensor | None = None,
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0),
+        dilation: Sequence[int] = (1, 1),
+        groups: int = 1,
+        activation_bits: int = 32,
+        sign_zero: int = 0,
+        pack_shift: Tensor | None = None,
+        pack_sign_zero: int = 0,
+        float_output: bool = True,
+        packed_output: bool = False,
+    ) -> ConvArgs:
+        """A convolution with a packed weight, its scale and its bias."""
+        return cls(
+            x, weight.packed_indices, weight.packed_codebook, weight.scale, weight.bias, residual, slope, shift,
+            activation, stride, padding, dilation, groups, weight.units, weight.codewords, weight.unit, activation_bits,
+            sign_zero, x_nonzero, pack_shift, pack_sign_zero, float_output, packed_output,
+        )  # fmt: skip
 
     @property
     def of_conv2d(self) -> tuple[Any, ...]:
@@ -83,9 +154,16 @@ class Call(NamedTuple):
         return suggest_memory_format(self.x)
 
     @property
-    def is_bare(self) -> bool:
-        """Whether nothing follows the sums but what rounding them to the result's dtype first does not change."""
-        return is_bare(self.activation, self.packed_output, self.scale, self.bias, self.residual, self.shift)
+    def epilogue_commutes_with_rounding(self) -> bool:
+        """Whether sums may be rounded to the result's dtype before the epilogue, without changing the result."""
+        follows = self.scale, self.bias, self.residual, self.shift
+        is_exact = self.activation in ("none", "relu", "hardtanh") and not self.packed_output
+        return is_exact and all(t is None for t in follows)
+
+    @property
+    def vectors(self) -> tuple[Tensor | None, ...]:
+        """Scale, bias, slope, shift and pack_shift: what has a value per output channel."""
+        return self.scale, self.bias, self.slope, self.shift, self.pack_shift
 
     @property
     def epilogue(self) -> Epilogue:
@@ -96,7 +174,11 @@ class Call(NamedTuple):
         """X as float32 (N, C_in, H, W), unpacked if it is words."""
         return unpack_signs(self.x, self.x_nonzero, self.in_channels) if self.is_packed else self.x.to(torch.float32)
 
-    def check(self, packed: bool = False) -> tuple[int, int, int, int]:
+    def decoded(self) -> Tensor:
+        """The dense weight without scale, float32 (C_out, C_in / groups, kh, kw) of +-1."""
+        return decode_packed(self.packed_indices, self.packed_codebook, self.units, self.codewords, self.unit)
+
+    def check(self, packed: bool = False) -> Sizes:
         """Checks everything but the values that tensors hold.
 
         Args:
@@ -161,7 +243,7 @@ class Call(NamedTuple):
             )
         return out_height, out_width
 
-    def _check_epilogue(self, sizes: tuple[int, int, int, int]) -> None:
+    def _check_epilogue(self, sizes: Sizes) -> None:
         if self.residual is None and self.activation == "none" and self.slope is None and self.shift is None:
             # The common case, without making an Epilogue.
             check_channel_vector("scale", self.scale, sizes[1])
@@ -181,16 +263,28 @@ class Call(NamedTuple):
                 names = sorted({str(device), str(t.device)})
                 raise ValueError(f"x, weight, scale, bias and every other tensor must be on one device, got {names}")
 
-    def empty(self, sizes: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
+    def empty(self, sizes: Sizes) -> Tensor:
         """Memory for a float result."""
-        return torch.empty(sizes, dtype=dtype, device=self.x.device, memory_format=self.memory_format)
+        return torch.empty(sizes, dtype=self.dtype, device=self.x.device, memory_format=self.memory_format)
 
-    def empty_words(self, sizes: tuple[int, int, int, int]) -> tuple[Tensor, Tensor | None]:
+    def empty_words(self, sizes: Sizes) -> tuple[Tensor, Tensor | None]:
         """Memory for the words of a packed result: ``plus``, and ``nonzero`` if there may be zeros."""
         batch, channels, height, width = sizes
         shape = (batch, height, width, word_count(channels))
         plus = torch.empty(shape, dtype=torch.int64, device=self.x.device)
         return plus, None if self.pack_sign_zero else torch.empty_like(plus)
 
+    def output_layout(self, sizes: Sizes) -> OutputLayout:
+        """What memory the results take; numbers only, no symbols of a graph."""
+        batch, channels, height, width = sizes
+        c, h, w = max(channels, 1), max(height, 1), max(width, 1)
+        strides = words = None
+        if self.float_output:
+            is_last = self.memory_format == torch.channels_last
+            strides = (h * w * c, 1, w * c, c) if is_last else (c * h * w, h * w, w, 1)
+        if self.packed_output:
+            words = batch, height, width, word_count(channels)
+        return OutputLayout(sizes, self.dtype, strides, words, self.packed_output and not self.pack_sign_zero)
 
-_SHARED = Call._fields.index("x_nonzero")
+
+_SHARED = ConvArgs._fields.index("x_nonzero")

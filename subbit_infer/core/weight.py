@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import safetensors.torch
@@ -73,6 +73,26 @@ def unpack_codebook(packed: Tensor, codewords: int, unit: tuple[int, int, int]) 
     g, kh, kw = unit
     bits = unpack_bits(packed.unsqueeze(0), codewords * g * kh * kw, 1)
     return (bits.to(torch.float32) * 2 - 1).reshape(codewords, g, kh, kw)
+
+
+def unpack_indices(packed: Tensor, units: int, codewords: int) -> Tensor:
+    """The inverse of :func:`pack_indices`: int64 (C_out, units), every index checked.
+
+    Raises:
+        ValueError: an index is out of range, or the bytes do not fit the sizes.
+    """
+    indices = unpack_bits(packed, units, codebook_module.tau_of(codewords))
+    check_indices(indices, codewords)
+    return indices
+
+
+def decode_packed(
+    packed_indices: Tensor, packed_codebook: Tensor, units: int, codewords: int, unit: Sequence[int]
+) -> Tensor:
+    """The dense weight of packed tensors without scale, float32 (C_out, units * g, kh, kw) of +-1."""
+    g, kh, kw = unit
+    indices = unpack_indices(packed_indices, units, codewords)
+    return codebook_module.decode(indices, unpack_codebook(packed_codebook, codewords, (g, kh, kw)))
 
 
 def check_channel_vector(name: str, vector: Tensor | None, out_channels: int) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 
-from subbit_infer.backends import cpu as _native
+from subbit_infer import backends
+from subbit_infer.backends import cpu, native
 from subbit_infer.core import cost
 from subbit_infer.core.tables import Table, Tabular, as_json, show
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
@@ -183,7 +184,7 @@ def explain(
     }
     if not layers:
         raise ValueError(f"module must be or hold a SubbitConv2d or SubbitLinear, got {model} without any")
-    level, wanted = _native.active_level(), _native.wanted_plan()
+    level, wanted = native.active_level(), native.wanted_plan()
     seen = _run(module, example_input, layers)
     called = {one.layer for one in seen}
     gpus = {_gpu(one.device): None for one in seen if one.on_gpu is not None}
@@ -211,13 +212,14 @@ def _run(module: torch.nn.Module, example_input: Any, layers: dict[SubbitConv2d 
         y = output[0] if isinstance(output, tuple) else output
         given, made = tuple(x.shape), tuple(y.shape)
         kernel = on_gpu = None
-        from subbit_infer.backends.cuda import runtime, weight
+        backend = backends.backend_of(x.device, layer.unit)
+        if backend is cpu:
+            kernel = cpu.prepare(*_weight_of(layer)).last_kernel(_sizes(layer, made))
+        elif backend is not None:
+            from subbit_infer.backends.cuda import convolution
 
-        of_gpu = weight.find_prepared(*_weight_of(layer))
-        if of_gpu is not None:
-            on_gpu = runtime.last_planned(of_gpu, _sizes(layer, made))
-        elif x.device.type == "cpu" and _has_kernel(layer, x.device):
-            kernel = _native.planned_kernel(_native.prepare(*_weight_of(layer)), _sizes(layer, made))
+            weight = convolution.find_prepared(*_weight_of(layer))
+            on_gpu = None if weight is None else convolution.last_planned(weight, _sizes(layer, made))
         seen.append(_Seen(layers[layer], layer, given, made, x.device, kernel, on_gpu))
 
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
@@ -233,13 +235,6 @@ def _run(module: torch.nn.Module, example_input: Any, layers: dict[SubbitConv2d 
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"example_input must be an input of {type(module).__name__}: {error}") from error
     return seen
-
-
-def _has_kernel(layer: SubbitConv2d | SubbitLinear, device: torch.device) -> bool:
-    from subbit_infer.backends.cuda import runtime
-
-    has_module = device.type == "cpu" or (device.type == "cuda" and runtime.is_built())
-    return has_module and layer.unit in _native.UNITS
 
 
 def _gpu(device: torch.device) -> str:
@@ -282,21 +277,21 @@ def _plan(seen: _Seen, level: str, wanted: str) -> LayerPlan:
             saved = macs - cost.layer_cost(shape, weights=layer.tau, activation_bits=bits).bit_ops / bits
         return LayerPlan(*facts, bits, device, plan, ran.kernel, ran.level, tuple(found), reason, macs, saved)
 
-    if not _has_kernel(layer, seen.device):
+    if backends.backend_of(seen.device, layer.unit) is None:
         return by("reference", (), f"reference: {_why_not(layer, seen.device)}")
     if device == "cuda":
         return by(*_on_gpu(seen, wanted, outputs // groups))
 
     def candidates(at: str) -> tuple[Candidate, ...]:
-        found = _native.candidates(
-            layer.activation_bits == 1, _native.UNITS[layer.unit], layer.codewords, layer.units, outputs // groups,
+        found = native.candidates(
+            layer.activation_bits == 1, native.UNITS[layer.unit], layer.codewords, layer.units, outputs // groups,
             groups, spread, height * width, input_pixels, at,
         )  # fmt: skip
         return tuple(Candidate(c["plan"], c.get("kernel"), c.get("level"), c["nanoseconds"] / 1e3) for c in found)
 
     found = candidates(level)
     if seen.kernel not in {c.kernel for c in found}:  # planned when SUBBIT_ISA was another
-        found = candidates(next(of for name, of, _ in _native.kernels() if name == seen.kernel))
+        found = candidates(next(of for name, of, _ in native.kernels() if name == seen.kernel))
     ran = next(c for c in found if c.kernel == seen.kernel)
     if ran is found[0]:
         reason = _reason(ran.plan, found, outputs // groups, layer.codewords)
@@ -307,7 +302,7 @@ def _plan(seen: _Seen, level: str, wanted: str) -> LayerPlan:
 
 def _why_not(layer: SubbitConv2d | SubbitLinear, device: torch.device) -> str:
     """Why there is no kernel."""
-    if layer.unit not in _native.UNITS:
+    if layer.unit not in native.UNITS:
         return f"no kernel for units of {layer.unit}"
     from subbit_infer.backends.cuda import runtime
 

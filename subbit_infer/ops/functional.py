@@ -12,11 +12,10 @@ from torch import Tensor
 from subbit_infer.backends.cache import PerTensor
 from subbit_infer.core import codebook as codebook_module
 from subbit_infer.core.activations import PackedActivations
+from subbit_infer.core.conv_args import ConvArgs, Outputs
 from subbit_infer.core.epilogue import check_activation
 from subbit_infer.core.weight import PackedWeight
-from subbit_infer.ops import dispatch as _dispatch
-from subbit_infer.ops import registration as operators
-from subbit_infer.ops import repeat as _repeat
+from subbit_infer.ops import dispatch
 from subbit_infer.ops.arguments import (
     SIZE_LIMIT,
     apply_padding,
@@ -28,6 +27,8 @@ from subbit_infer.ops.arguments import (
     checked_activation_bits,
     checked_pair,
 )
+from subbit_infer.ops.execution import convolve
+from subbit_infer.ops.repeat import remember, repeat
 
 _packed = PerTensor[tuple[weakref.ref[Tensor], tuple[object, ...], PackedWeight]]()  # by indices
 
@@ -75,7 +76,17 @@ Result = Tensor | PackedActivations | tuple[Tensor, PackedActivations]
 """What ``output`` asks for: "float", "packed" or "both"."""
 
 
-def _result(outputs: _repeat.Outputs, out_channels: int) -> Result:
+def _by_operator(args: ConvArgs, *, packed: bool) -> Outputs:
+    """Through torch's dispatcher."""
+    if not packed:
+        return Outputs(torch.ops.subbit_infer.conv2d(*args.of_conv2d), None, None)
+    y, plus, nonzero = torch.ops.subbit_infer.conv2d_packed(*args)
+    if not args.packed_output:
+        return Outputs(y, None, None)
+    return Outputs(y if args.float_output else None, plus, None if args.pack_sign_zero else nonzero)
+
+
+def _result(outputs: Outputs, out_channels: int) -> Result:
     """What was asked for: y, its packed signs, or both."""
     y, plus, nonzero = outputs
     if plus is None:
@@ -176,7 +187,7 @@ def conv(
         vectors = (
             indices.scale if scale is None else scale, indices.bias if bias is None else bias, slope, shift, pack_shift,
         )  # fmt: skip
-        outputs = _repeat.repeat(*words, indices, residual, vectors, options)
+        outputs = repeat(*words, indices, residual, vectors, options)
         if outputs is not None:
             return cast("Tensor", outputs[0]) if outputs[1] is None else _result(outputs, indices.out_channels)
     if not isinstance(x, PackedActivations):
@@ -212,35 +223,24 @@ def conv(
     if isinstance(residual, Tensor) and batched is not x:
         residual = residual.unsqueeze(0)
     words = (padded, None) if isinstance(padded, Tensor) else (padded.plus, padded.nonzero)
-    arguments = (
+    packed = output != "float" or not isinstance(padded, Tensor)  # which of the two operators it is
+    args = ConvArgs(
         words[0], weight.packed_indices, weight.packed_codebook, scale, bias, residual, slope, shift, activation,
-        stride, padding, dilation, groups, weight.units, weight.codewords, weight.unit, bits, sign_zero,
+        stride, padding, dilation, groups, weight.units, weight.codewords, weight.unit, bits, sign_zero, words[1],
+        pack_shift, pack_sign_zero, output != "packed", output != "float",
     )  # fmt: skip
-    tensors = (words[0], weight.packed_indices, weight.packed_codebook, scale, bias, residual, slope, shift)
-    direct = _dispatch.nothing_watches() and _dispatch.are_plain(*tensors, words[1], pack_shift)
-    if not direct:
+    tensors = (*words, weight.packed_indices, weight.packed_codebook, residual, *args.vectors)
+    if dispatch.nothing_watches() and dispatch.are_plain(*tensors):
+        outputs, execution = convolve(args, packed=packed)
+        if execution is not None and padded is x and weight is indices:
+            remember(args, execution, options)
+    else:
         check_optional_tensors(
             scale=scale, bias=bias, residual=residual, slope=slope, shift=shift, pack_shift=pack_shift
         )
-    if output == "float" and isinstance(padded, Tensor):
-        conv2d = operators.conv2d_cuda if padded.is_cuda else operators.conv2d_cpu
-        outputs = (conv2d if direct else torch.ops.subbit_infer.conv2d)(*arguments), None, None
-    else:
-        conv2d_packed = operators.conv2d_packed_cuda if words[0].is_cuda else operators.conv2d_packed_cpu
-        y, plus, nonzero = (conv2d_packed if direct else torch.ops.subbit_infer.conv2d_packed)(
-            *arguments, words[1], pack_shift, pack_sign_zero, output != "packed", output != "float"
-        )
-        packs = output != "float"
-        outputs = (
-            None if output == "packed" else y,
-            plus if packs else None,
-            nonzero if packs and not pack_sign_zero else None,
-        )
-    if direct and padded is x and weight is indices:
-        geometry = stride, padding, dilation, groups, bits, sign_zero, activation
-        _repeat.remember(*words, weight, residual, (scale, bias, slope, shift, pack_shift), options, outputs, geometry)
-    if outputs[0] is not None and batched is not x:
-        outputs = outputs[0].squeeze(0), *outputs[1:]
+        outputs = _by_operator(args, packed=packed)
+    if outputs.y is not None and batched is not x:
+        outputs = outputs._replace(y=outputs.y.squeeze(0))
     return _result(outputs, weight.packed_indices.shape[0])
 
 

@@ -14,43 +14,40 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from subbit_infer.backends import cpu as _native
-from subbit_infer.core.conv_args import is_bare
+from subbit_infer.backends import cpu
+from subbit_infer.backends.executable import Executable, Launch
+from subbit_infer.core.conv_args import ConvArgs, OutputLayout, Outputs
 from subbit_infer.core.weight import PackedWeight
-from subbit_infer.ops import dispatch as _dispatch
+from subbit_infer.ops import dispatch
+from subbit_infer.ops.execution import Execution
 
 if TYPE_CHECKING:  # imported by the first call with a tensor on a CUDA device
-    from subbit_infer.backends.cuda.runtime import Launch
     from subbit_infer.backends.cuda.weight import Prepared as CudaPrepared
 
 Vectors = tuple[Tensor | None, ...]
-Outputs = tuple[Tensor | None, Tensor | None, Tensor | None]  # y, plus, nonzero
 
 _MOST = 32  # calls that one weight remembers
 
 
 class Repeat(NamedTuple):
-    """A call that was right. It holds its vectors, so that none other can come to have their addresses."""
+    """A call that was right. It holds its vectors, so that none other can come to have their addresses.
 
-    conv: _native.Conv | Launch
-    sizes: tuple[int, ...]
-    dtype: torch.dtype  # of floats
-    strides: tuple[int, ...] | None  # of a float output
-    words: tuple[int, ...] | None  # the shape of packed outputs
-    has_nonzero: bool
+    Attributes:
+        executable: what ran it.
+        launch: the executable's.
+        layout: of the results.
+        vectors: scale, bias, slope, shift and pack_shift.
+        pointers: their addresses, 0 for None.
+        args: the call without x, x_nonzero and the residual, which are other tensors every time, and without the
+            packed weight, which would live forever if what is kept for it held it.
+    """
+
+    executable: Executable
+    launch: Launch | None
+    layout: OutputLayout
     vectors: Vectors
     pointers: tuple[int, ...]
-    dense: tuple[Any, ...] | None  # scale, bias and geometry of the dense convolution that runs instead
-
-
-def _pointers(vectors: Vectors) -> tuple[int, ...]:
-    return tuple([0 if v is None else v.data_ptr() for v in vectors])
-
-
-def _key(x: Tensor, x_nonzero: Tensor | None, residual: Tensor | None, options: tuple[object, ...]) -> object:
-    of_nonzero = None if x_nonzero is None else x_nonzero.device
-    of_residual = None if residual is None else (residual.stride(), residual.device)
-    return x.dtype, x.shape, x.stride(), x.device, of_nonzero, of_residual, torch.get_num_threads(), options
+    args: ConvArgs
 
 
 _runs_on_cuda: Callable[[Tensor], bool] = operator.attrgetter("is_cuda")  # a C function: no call in Python
@@ -62,16 +59,6 @@ def _find_on_cuda(
     from subbit_infer.backends.cuda.weight import find_prepared
 
     return find_prepared(packed, codebook, units, codewords, unit)
-
-
-def _is_plain(t: Tensor | None) -> bool:
-    return t is None or (
-        type(t) is Tensor
-        and (t.is_cpu or t.is_cuda)
-        and t.layout is torch.strided
-        and not t.is_neg()
-        and t.untyped_storage().nbytes() > 0
-    )
 
 
 def repeat(
@@ -93,10 +80,9 @@ def repeat(
         options: everything else that was given.
 
     Returns:
-        y, plus and nonzero, None for what is not asked for; or None where nothing like it is remembered, or where
-        something else is to see the call.
+        The results; or None where nothing like it is remembered, or where something else is to see the call.
     """
-    if not _dispatch.nothing_watches():
+    if not dispatch.nothing_watches():
         return None
     # Everything below stands here and not in functions of its own: each would add to every call.
     grad = torch.is_grad_enabled()
@@ -110,7 +96,7 @@ def repeat(
             or (grad and t.requires_grad)
         ):
             return None
-    find = _find_on_cuda if _runs_on_cuda(x) else _native.find_prepared
+    find = _find_on_cuda if _runs_on_cuda(x) else cpu.find_prepared
     prepared = find(weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit)
     if prepared is None:
         return None
@@ -130,20 +116,24 @@ def repeat(
             return None
         if vector is not None and (vector.data_ptr() != pointer or (grad and vector.requires_grad)):
             return None
-    if residual is not None and (residual.dtype != call.dtype or residual.shape != call.sizes):
+    sizes, dtype, strides, words, has_nonzero = call.layout
+    if residual is not None and (residual.dtype != dtype or residual.shape != sizes):
         return None
-    if call.dense is not None:
-        assert isinstance(prepared, _native.Prepared)
-        return prepared.convolve_densely(x, *call.dense), None, None
+    if call.launch is None:
+        packed_indices, packed_codebook = weight.packed_indices, weight.packed_codebook
+        args = call.args._replace(
+            x=x, packed_indices=packed_indices, packed_codebook=packed_codebook, residual=residual, x_nonzero=x_nonzero
+        )
+        return call.executable(args)
 
     y = plus = nonzero = None
-    if call.strides is not None:
-        y = torch.empty_strided(call.sizes, call.strides, dtype=call.dtype, device=x.device)
-    if call.words is not None:
-        plus = torch.empty(call.words, dtype=torch.int64, device=x.device)
-        nonzero = torch.empty_like(plus) if call.has_nonzero else None
+    if strides is not None:
+        y = torch.empty_strided(sizes, strides, dtype=dtype, device=x.device)
+    if words is not None:
+        plus = torch.empty(words, dtype=torch.int64, device=x.device)
+        nonzero = torch.empty_like(plus) if has_nonzero else None
     scale, bias, slope, shift, pack_shift = pointers
-    call.conv(
+    call.launch(
         x.data_ptr(),
         0 if x_nonzero is None else x_nonzero.data_ptr(),
         0 if y is None else y.data_ptr(),
@@ -156,71 +146,27 @@ def repeat(
         shift,
         pack_shift,
     )
-    return y, plus, nonzero
+    return Outputs(y, plus, nonzero)
 
 
-def remember(
-    x: Tensor,
-    x_nonzero: Tensor | None,
-    weight: PackedWeight,
-    residual: Tensor | None,
-    vectors: Vectors,
-    options: tuple[object, ...],
-    outputs: Outputs,
-    geometry: tuple[Any, ...],
-) -> None:
-    """Keeps a call that kernels have just run, if they ran it on these very tensors.
+def remember(args: ConvArgs, execution: Execution, options: tuple[object, ...]) -> None:
+    """Keeps a call that an executable has just run on these very tensors.
 
     Args:
-        x: as in :func:`repeat`; so are x_nonzero, weight, residual, vectors and options.
-        x_nonzero: or None.
-        weight: the weight.
-        residual: or None.
-        vectors: scale, bias, slope, shift and pack_shift.
-        options: everything else that was given.
-        outputs: what it gave.
-        geometry: stride, padding, dilation, groups, activation_bits, sign_zero and activation, as kernels take them.
+        args: the call, of ordinary tensors: ``dispatch.are_plain``.
+        execution: what ran it.
+        options: as in :func:`repeat`.
     """
-    y, plus, nonzero = outputs
-    find = _find_on_cuda if _runs_on_cuda(x) else _native.find_prepared
-    prepared = find(weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit)
-    tensors = (x, x_nonzero, residual, *vectors)
-    as_they_are = all(_is_plain(t) for t in tensors) and all(v is None or _native.is_vector(v) for v in vectors)
-    if _runs_on_cuda(x):
-        from subbit_infer.backends.cuda.runtime import launch_of, reads
-    else:
-        reads = _native.reads
-    if prepared is None or not as_they_are or not reads(x, x_nonzero, residual):
-        return
-    if y is not None:
-        sizes = tuple(y.shape)
-    else:
-        assert plus is not None
-        sizes = x.shape[0], weight.out_channels, *plus.shape[1:3]
-    if 0 in sizes:
-        return
-    scale, bias, *others = vectors
-    dense = None
-    conv: _native.Conv | Launch
-    if not isinstance(prepared, _native.Prepared):
-        *_, activation = geometry
-        bare = is_bare(activation, plus is not None, scale, bias, residual, others[1])
-        conv = launch_of(prepared, x, x_nonzero, y, residual, sizes, *geometry, plus is not None, bare)
-        if conv.is_dense:
-            return  # cuDNN takes longer than the checks
-    else:
-        conv = _native.planned(prepared, x, y, residual, plus is not None, sizes, *geometry)
-    if conv.is_dense:
-        stride, padding, dilation, groups, activation_bits, _, activation = geometry
-        has_more = activation != "none" or residual is not None or any(v is not None for v in others)
-        if plus is not None or has_more or activation_bits == 1:
-            return
-        dense = scale, bias, stride, padding, dilation, groups
-    strides = None if y is None else y.stride()
-    words = None if plus is None else tuple(plus.shape)
-    dtype = x.dtype if x.is_floating_point() else torch.float32
-    call = Repeat(conv, sizes, dtype, strides, words, nonzero is not None, vectors, _pointers(vectors), dense)
-    if len(prepared.repeats) >= _MOST:
-        prepared.repeats.clear()
+    weight, executable, layout = execution
+    x, x_nonzero, residual, vectors = args.x, args.x_nonzero, args.residual, args.vectors
+    pointers = tuple([0 if v is None else v.data_ptr() for v in vectors])
+    no: Any = None
+    template = args._replace(x=no, packed_indices=no, packed_codebook=no, residual=None, x_nonzero=None)
+    if len(weight.repeats) >= _MOST:
+        weight.repeats.clear()
+    key = (
+        x.dtype, x.shape, x.stride(), x.device, None if x_nonzero is None else x_nonzero.device,
+        None if residual is None else (residual.stride(), residual.device), torch.get_num_threads(), options,
+    )  # fmt: skip
     with contextlib.suppress(TypeError):  # an option that is a list
-        prepared.repeats[_key(x, x_nonzero, residual, options)] = call
+        weight.repeats[key] = Repeat(executable, executable.launch, layout, vectors, pointers, template)

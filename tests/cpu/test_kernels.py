@@ -15,12 +15,15 @@ from helpers import (
     dense_weight,
     expected_conv,
     integers,
+    prepared,
     random_weight,
+    run_kernel,
     signs,
 )
 
 from subbit_infer import PackedWeight
-from subbit_infer.backends import cpu as _native
+from subbit_infer.backends import native
+from subbit_infer.core.conv_args import ConvArgs, Outputs
 from subbit_infer.core.epilogue import ACTIVATIONS
 
 CANARY = -123456.0
@@ -36,9 +39,6 @@ def run(
     dilation, groups = options.get("dilation", (1, 1)), options.get("groups", 1)
     activation_bits, sign_zero = options.get("activation_bits", 32), options.get("sign_zero", 0)
     weight = PackedWeight.from_indices(indices, codebook)
-    prepared = _native.prepare(
-        weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
-    )
     sizes = [
         (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.unit[1 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
     ]
@@ -50,9 +50,13 @@ def run(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        arguments = (prepared, x, y, scale, bias, stride, padding, dilation, groups, activation_bits, sign_zero, level)
-        if not _native.conv2d(*arguments, plan=plan):  # it has no such layout, and the dense one is quicker than others
-            assert _native.conv2d(*arguments, plan="sharing")
+        args = ConvArgs.of_weight(
+            x, weight, stride=stride, padding=padding, dilation=dilation, groups=groups,
+            activation_bits=activation_bits, sign_zero=sign_zero,
+        )._replace(scale=scale, bias=bias)  # fmt: skip
+        given = prepared(weight), args, Outputs(y, None, None), shape, level
+        if not run_kernel(*given, plan):  # it has no such layout, and the dense one is faster than others
+            assert run_kernel(*given, "sharing")
     finally:
         torch.set_num_threads(before)
     assert (memory[:32] == CANARY).all(), "wrote before the output"
@@ -79,13 +83,10 @@ def check(unit, out_channels, in_channels, codewords, size, level, *, batch=1, g
 
 
 def plans(level, activation_bits):
-    """The layouts that a level has; where one does not fit the problem, another runs."""
-    layouts = {
-        name.split("_")[1]
-        for name, of, binary in _native.kernels()
-        if LEVELS.index(of) <= LEVELS.index(level) and binary == (activation_bits == 1)
-    }
-    return sorted(layouts)
+    """The kernels written for a level, by name, or the families that run there; where one cannot, another does."""
+    kernels = [(name, of) for name, of, binary in native.kernels() if binary == (activation_bits == 1)]
+    own = [name for name, of in kernels if of == level]
+    return own or sorted({name.split("_")[1] for name, of in kernels if LEVELS.index(of) <= LEVELS.index(level)})
 
 
 @pytest.mark.parametrize("level", MACHINE_LEVELS)
@@ -311,23 +312,20 @@ def test_binary_nan_counts_as_zero(level):
 
 @pytest.mark.parametrize("activation_bits", [32, 1])
 @pytest.mark.parametrize("level", MACHINE_LEVELS)
-def test_the_layout_asked_for_is_the_one_that_runs(level, activation_bits):
+def test_what_is_asked_for_is_what_runs(level, activation_bits):
+    """A family, by the kernel of the highest level; or a kernel by its name."""
     indices, codebook = random_weight(UNIT_3X3, 9, 6, 32)
     weight = PackedWeight.from_indices(indices, codebook)
-    prepared = _native.prepare(
-        weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
-    )
+    best = {}
+    for name, of, binary in reversed(native.kernels()):
+        if binary == (activation_bits == 1) and LEVELS.index(of) <= LEVELS.index(level):
+            best[name.split("_")[1]] = best[name] = name
     x = integers(1, 6, 5, 6)
     y = torch.empty(1, 9, 5, 6)
-    ones = (1, 1)
-    for plan in plans(level, activation_bits):
-        _native.conv2d(prepared, x, y, None, None, ones, ones, ones, 1, activation_bits, 0, level, plan=plan)
-    ran = {conv.kernel for conv in prepared.convs.values()}
-    best = {}
-    for name, of, binary in reversed(_native.kernels()):
-        if binary == (activation_bits == 1) and LEVELS.index(of) <= LEVELS.index(level):
-            best[name.split("_")[1]] = name
-    assert ran == set(best.values())
+    args = ConvArgs.of_weight(x, weight, padding=(1, 1), activation_bits=activation_bits)
+    for plan, kernel in best.items():
+        run_kernel(prepared(weight), args, Outputs(y, None, None), y.shape, level, plan)
+        assert list(prepared(weight).convs.values())[-1].kernel == kernel
 
 
 class GuardedWords:
@@ -344,16 +342,13 @@ class GuardedWords:
 
 
 def run_whole(x, indices, codebook, level, plan, sizes, *, output, channels_last, pack_sign_zero, threads, **options):
-    """Calls a plan at a level with all that surrounds the sums: y, plus and nonzero, None for what is not asked for.
+    """Calls a plan, or a kernel by its name, at a level with all that surrounds the sums.
+
+    Returns y, plus and nonzero, None for what is not asked for.
 
     Returns None where the plan cannot run the problem, so that another would.
     """
     weight = PackedWeight.from_indices(indices, codebook)
-    prepared = _native.prepare(
-        weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
-    )
-    geometry = (options.pop(name) for name in ("stride", "padding", "dilation"))
-    positional = (options.pop(name) for name in ("groups", "activation_bits", "sign_zero"))
     memory, y = poisoned_floats(sizes, channels_last)
     words = [GuardedWords(sizes[0], *sizes[2:], -(-sizes[1] // 64)) for _ in range(2)]
     plus, nonzero = (w.tensor for w in words)
@@ -364,14 +359,15 @@ def run_whole(x, indices, codebook, level, plan, sizes, *, output, channels_last
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        is_done = _native.conv2d(
-            prepared, x, y, scale, bias, *geometry, *positional, level, plus=plus, nonzero=nonzero, sizes=sizes,
-            plan=plan, **options,
-        )  # fmt: skip
+        args = ConvArgs.of_weight(
+            x, weight, pack_sign_zero=pack_sign_zero, float_output=y is not None, packed_output=plus is not None,
+            **options,
+        )._replace(scale=scale, bias=bias)  # fmt: skip
+        is_done = run_kernel(prepared(weight), args, Outputs(y, plus, nonzero), sizes, level, plan)
     finally:
         torch.set_num_threads(before)
-    kernels = [conv.kernel for conv in prepared.convs.values()]
-    if not is_done or f"_{plan}_" not in kernels[-1]:
+    kernels = [conv.kernel for conv in prepared(weight).convs.values()]
+    if not is_done or plan not in (kernels[-1], kernels[-1].split("_")[1]):
         return None
     assert (memory[:32] == CANARY).all(), "wrote before the output"
     assert (memory[-32:] == CANARY).all(), "wrote behind the output"
@@ -648,7 +644,6 @@ def test_touches_nothing_outside_what_it_is_given(level, packed, layout, at_end)
         padding = (unit[1] // 2, unit[2] // 2)
         indices, codebook = random_weight(unit, out_channels, 72 // unit[0], 32)
         weight = PackedWeight.from_indices(indices, codebook)
-        prepared = _native.prepare(weight.packed_indices, weight.packed_codebook, 72 // unit[0], 32, unit)
         x = integers(1, 72, 3, width)
         geometry = {"stride": stride, "padding": padding}
         sums = expected_conv(x, indices, codebook, activation_bits=1, **geometry)
@@ -668,9 +663,10 @@ def test_touches_nothing_outside_what_it_is_given(level, packed, layout, at_end)
                 y = guarded(torch.full(sizes, NAN)) if output != "packed" else None
                 words = torch.full((1, *sizes[2:], -(-out_channels // 64)), WORD_CANARY)
                 plus, nonzero = (None, None) if output == "float" else (guarded(words), guarded(words))
-                assert _native.conv2d(
-                    prepared, given, y, None, None, stride, padding, (1, 1), 1, 1, 0, level, residual=added,
-                    activation="prelu", x_nonzero=x_nonzero, plus=plus, nonzero=nonzero, sizes=sizes, plan=plan,
-                    **vectors,
+                args = ConvArgs.of_weight(
+                    given, weight, stride=stride, padding=padding, activation_bits=1, residual=added,
+                    activation="prelu", x_nonzero=x_nonzero, float_output=y is not None,
+                    packed_output=plus is not None, **vectors,
                 )  # fmt: skip
+                assert run_kernel(prepared(weight), args, Outputs(y, plus, nonzero), sizes, level, plan)
                 assert_whole((y, plus, nonzero), expected, 0, plan)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import LEVELS, MACHINE_LEVELS, UNIT_1X1, UNIT_3X3
 
-from subbit_infer.backends import cpu as _native
+from subbit_infer.backends import native
 
 
 def candidates(
@@ -18,8 +18,8 @@ def candidates(
 ):
     """The ways to run a layer, the quickest first."""
     pixels = ((side - 1) // stride + 1) ** 2
-    return _native.candidates(
-        binary, _native.UNITS[unit], codewords, units, outputs, groups, stride, pixels, side * side, level
+    return native.candidates(
+        binary, native.UNITS[unit], codewords, units, outputs, groups, stride, pixels, side * side, level
     )
 
 
@@ -38,7 +38,16 @@ def find(plan, binary, **problem):
         (False, "avx2", {"rows": "float_rows_avx2"}),
         (False, "avx512", {"rows": "float_rows_avx512"}),
         (False, "avx512vbmi", {"rows": "float_rows_avx512"}),
-        (True, "scalar", {"rows": "binary_rows_scalar"}),
+        (
+            True,
+            "scalar",
+            {"rows": "binary_rows_scalar", "bits": "binary_bits_scalar", "patches": "binary_patches_scalar"},
+        ),
+        (
+            True,
+            "avx2",
+            {"rows": "binary_rows_avx2", "bits": "binary_bits_avx2", "patches": "binary_patches_scalar"},
+        ),
         (
             True,
             "avx512vbmi",
@@ -50,7 +59,7 @@ def find(plan, binary, **problem):
         ),
     ],
 )
-def test_each_layout_is_run_by_the_best_kernel_of_the_level(binary, level, plans):
+def test_each_family_is_run_by_the_best_kernel_of_the_level(binary, level, plans):
     found = {c["plan"]: c.get("kernel") for c in candidates(binary, level=level)}
     assert found == plans | {"dense": None}
 
@@ -84,9 +93,9 @@ def test_cost_grows_with_the_work():
 
 
 def test_bits_are_for_taps_close_together():
-    unit = _native.UNITS[UNIT_3X3]
+    unit = native.UNITS[UNIT_3X3]
     for spread, has_bits in ((4, True), (5, False)):  # the gaps between the taps would be packed too
-        plans = [c["plan"] for c in _native.candidates(True, unit, 32, 64, 64, 1, spread, 49, 900, "avx512vbmi")]
+        plans = [c["plan"] for c in native.candidates(True, unit, 32, 64, 64, 1, spread, 49, 900, "avx512vbmi")]
         assert ("bits" in plans) == has_bits
 
 
@@ -124,10 +133,10 @@ def test_unknown_level_is_refused():
 def run_with_plan(plan: str) -> subprocess.CompletedProcess[str]:
     program = """if True:
         import torch, subbit_infer
-        from subbit_infer.backends import cpu as _native
+        from subbit_infer.backends import cpu, native
         from subbit_infer.core import codebook
         weight = subbit_infer.PackedWeight.from_indices(torch.zeros(8, 16, dtype=torch.long), codebook.vanilla(5))
-        prepared = _native.prepare(weight.packed_indices, weight.packed_codebook, 16, 32, (1, 3, 3))
+        prepared = cpu.prepare(weight.packed_indices, weight.packed_codebook, 16, 32, (1, 3, 3))
         subbit_infer.conv(torch.ones(1, 16, 9, 9), weight)
         print(*(conv.kernel for conv in prepared.convs.values()))"""
     return subprocess.run(
@@ -152,7 +161,7 @@ def test_subbit_plan_refuses_unknown_names():
 
 
 def run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
-    program = "from subbit_infer.backends import cpu; print(cpu.active_level())"
+    program = "from subbit_infer.backends import cpu, native; print(native.active_level())"
     return subprocess.run(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parent.parent,

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import UNIT_1X1, UNIT_3X3, expected_conv, integers, random_weight
+from helpers import UNIT_1X1, UNIT_3X3, expected_conv, integers, prepared, random_weight
 from threadpoolctl import threadpool_info
 
 from subbit_infer import PackedWeight, conv, nn
-from subbit_infer.backends import cpu as _native
+from subbit_infer.backends import cpu, native
+from subbit_infer.core.conv_args import ConvArgs, OutputLayout
 
 
 def test_eight_threads_share_one_weight():
@@ -120,7 +121,7 @@ def test_one_openmp_runtime():
 
 
 def test_the_extension_links_no_openmp_and_no_torch():
-    libraries = subprocess.run(["ldd", _native._C.__file__], capture_output=True, text=True, check=True).stdout
+    libraries = subprocess.run(["ldd", native._C.__file__], capture_output=True, text=True, check=True).stdout
     assert "omp" not in libraries
     assert "torch" not in libraries
 
@@ -128,7 +129,7 @@ def test_the_extension_links_no_openmp_and_no_torch():
 def test_prepared_weights_die_with_their_tensors():
     weight = PackedWeight.from_indices(*random_weight(UNIT_3X3, 4, 5, 8))
     conv(integers(1, 5, 6, 6), weight)
-    found = _native.find_prepared(weight.packed_indices, weight.packed_codebook, 5, 8, UNIT_3X3)
+    found = cpu.find_prepared(weight.packed_indices, weight.packed_codebook, 5, 8, UNIT_3X3)
     prepared = weakref.ref(found)
     del found
     assert prepared() is not None
@@ -145,15 +146,12 @@ def test_prepared_weights_die_with_their_tensors():
 def test_a_thread_needs_at_most_4_mib_of_scratch_memory(unit, plan, channels, side, stride):
     indices, codebook = random_weight(unit, 512, channels // unit[0], 32)
     weight = PackedWeight.from_indices(indices, codebook)
-    prepared = _native.prepare(
-        weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
-    )
     out = (side - 1) // stride + 1
-    image, y = torch.empty(1, channels, side, side, device="meta"), torch.empty(1, 512, out, out, device="meta")
+    image = torch.empty(1, channels, side, side, device="meta")
     pad = (unit[1] // 2,) * 2
     for x in (image, image.contiguous(memory_format=torch.channels_last)):
         for bits in (1,) if plan != "rows" else (1, 32):
-            conv = _native.planned(
-                prepared, x, y, None, False, y.shape, (stride, stride), pad, (1, 1), 1, bits, 0, "none", None, plan
-            )
+            args = ConvArgs.of_weight(x, weight, stride=(stride, stride), padding=pad, activation_bits=bits)
+            layout = OutputLayout((1, 512, out, out), torch.float32, (512 * out * out, out * out, out, 1), None, False)
+            conv = cpu.planned(prepared(weight), args, layout, plan=plan)
             assert conv.scratch_bytes <= 4 << 20

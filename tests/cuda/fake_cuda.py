@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from helpers import UNIT_1X1, UNIT_3X3, dense_weight
 
-from subbit_infer.backends.cuda import device as _cuda_device
-from subbit_infer.backends.cuda import planner as _cuda_plan
+from subbit_infer.backends.cuda import device as cuda_device
+from subbit_infer.backends.cuda import planner as cuda_planner
 from subbit_infer.core.activations import pack_signs, unpack_signs, word_count
 from subbit_infer.core.epilogue import ACTIVATIONS, Epilogue
 
@@ -34,7 +34,7 @@ def vector(address: int, count: int) -> torch.Tensor | None:
 
 
 class Module:
-    """What _native_cuda takes for the module: with the routes that are said to have a kernel."""
+    """What runtime takes for the module: with the routes that are said to have a kernel."""
 
     architectures = [80, 86, 89, 90]  # noqa: RUF012
     version = 13000
@@ -55,7 +55,7 @@ class Module:
     def pack(self, *, device, stream, x, element, shape, strides, shift, plus, nonzero) -> None:
         assert stream == STREAM
         self.launches.append("pack")
-        values = view(x, _cuda_plan.ELEMENTS[element], shape, strides)
+        values = view(x, cuda_planner.ELEMENTS[element], shape, strides)
         words = shape[0], shape[2], shape[3], word_count(shape[1])
         signs = pack_signs(values, vector(shift, shape[1]), sign_zero=int(nonzero == 0))
         for address, result in zip((plus, nonzero), signs, strict=True):
@@ -67,7 +67,7 @@ class Conv:
     """A convolution of settled sizes."""
 
     def __init__(self, module: Module, given: dict[str, Any]) -> None:
-        assert given["capability"] == _cuda_device.device_of(torch.device("cuda")).capability
+        assert given["capability"] == cuda_device.device_of(torch.device("cuda")).capability
         self.module = module
         self.given = given
 
@@ -112,7 +112,7 @@ class Conv:
             words = n, height, width, word_count(channels)
             nonzero = view(x_nonzero, torch.int64, words) if x_nonzero else None
             return unpack_signs(view(x, torch.int64, words), nonzero, channels)
-        values = view(x, _cuda_plan.ELEMENTS[given["element"]], given["x_shape"], given["x_strides"]).float()
+        values = view(x, cuda_planner.ELEMENTS[given["element"]], given["x_shape"], given["x_strides"]).float()
         if not given["binary"]:
             return values
         return torch.where(values == 0, 1.0, values.sign()) if given["sign_zero"] else values.sign()
@@ -130,7 +130,7 @@ class Conv:
         self.module.launches.append(route)
         geometry = given["stride"], given["padding"], given["dilation"], given["groups"]
         sums = F.conv2d(self._input(x, x_nonzero), self._weight(indices, codebook), None, *geometry)
-        element = _cuda_plan.ELEMENTS[given["element"]]
+        element = cuda_planner.ELEMENTS[given["element"]]
         other = view(residual, element, given["y_shape"], given["residual_strides"]) if residual else None
         vectors = [vector(address, outputs) for address in (scale, bias, slope, shift)]
         activation = ACTIVATIONS[given["activation"]]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import UNIT_1X1, UNIT_3X3
 
-from subbit_infer.backends import cpu as _native
+from subbit_infer.backends import native
 from subbit_infer.backends.cuda.planner import ROUTES
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
@@ -18,7 +18,7 @@ A100, A10, L40S, H100, B200, B300, RTX_PRO = (
 GPUS = (A100, A10, L40S, H100, B200, B300, RTX_PRO)
 USUAL = {"has_zeros": True, "is_channels_last": False, "packed_input": False, "float_output": True}
 USUAL |= {"packed_output": False, "is_bare": False}
-HALVES = {"element": FLOAT16, "is_channels_last": True}
+ORDERED = {"element": FLOAT16, "is_channels_last": True}
 
 
 def candidates(
@@ -29,8 +29,8 @@ def candidates(
     if has_sparse is None:
         has_sparse = unit == UNIT_3X3 and codewords <= 8 and not binary
     out = (side - 1) // stride + 1
-    return _native.cuda_candidates(
-        binary=binary, element=element, unit=_native.UNITS[unit], codewords=codewords, units=units, outputs=outputs,
+    return native.cuda_candidates(
+        binary=binary, element=element, unit=native.UNITS[unit], codewords=codewords, units=units, outputs=outputs,
         groups=groups, batch=batch, pixels=out * out, input_pixels=side * side,
         capability=gpu[0], multiprocessors=gpu[1],
         routes=[name for name, has in zip(ROUTES, (has_sharing, has_product, has_sparse), strict=True) if has],
@@ -46,7 +46,7 @@ def microseconds(plan, *gpu, **problem):
     return next(c["microseconds"] for c in candidates(*gpu, **problem) if c["plan"] == plan)
 
 
-# Halves that only have to be convolved are cuDNN's: it is taken to come nearer to the tensor cores' best, which on
+# float16 that only has to be convolved is cuDNN's: it is taken to come nearer to the tensor cores' best, which on
 # Hopper both reach by wgmma. What has an epilogue is fused.
 @pytest.mark.parametrize(
     ("problem", "plans"),
@@ -56,12 +56,18 @@ def microseconds(plan, *gpu, **problem):
         ({"codewords": 4}, {A100: "sparse", A10: "sparse", H100: "sparse"}),
         ({"codewords": 8}, {A100: "sparse", H100: "product"}),  # H100's dense product has wgmma, its sparse one has not
         ({"codewords": 9}, {A100: "product", H100: "product"}),
-        ({"codewords": 4} | HALVES, {A100: "sparse", A10: "sparse", L40S: "sparse", H100: "sparse", RTX_PRO: "sparse"}),
-        ({"codewords": 8} | HALVES, {A100: "sparse", A10: "sparse", L40S: "sparse", H100: "sparse", RTX_PRO: "sparse"}),
-        ({"codewords": 4, "is_bare": True} | HALVES, {A100: "sparse", H100: "sparse"}),
-        ({"codewords": 8, "is_bare": True} | HALVES, {A100: "sparse", H100: "dense"}),
         (
-            {"codewords": 4, "batch": 1, "units": 512, "outputs": 512, "side": 7} | HALVES,
+            {"codewords": 4} | ORDERED,
+            {A100: "sparse", A10: "sparse", L40S: "sparse", H100: "sparse", RTX_PRO: "sparse"},
+        ),
+        (
+            {"codewords": 8} | ORDERED,
+            {A100: "sparse", A10: "sparse", L40S: "sparse", H100: "sparse", RTX_PRO: "sparse"},
+        ),
+        ({"codewords": 4, "is_bare": True} | ORDERED, {A100: "sparse", H100: "sparse"}),
+        ({"codewords": 8, "is_bare": True} | ORDERED, {A100: "sparse", H100: "dense"}),
+        (
+            {"codewords": 4, "batch": 1, "units": 512, "outputs": 512, "side": 7} | ORDERED,
             {A100: "product", H100: "product"},
         ),
         ({"element": FLOAT16, "is_channels_last": True}, {A100: "product", H100: "product"}),
@@ -115,7 +121,7 @@ def test_sparse_products_are_for_few_codewords_of_floats(problem):
 
 def test_sparse_products_take_what_the_method_promises():
     """2/9 and 4/9 of the product's multiply-adds, and the responses."""
-    problem = {"units": 512, "outputs": 512} | HALVES
+    problem = {"units": 512, "outputs": 512} | ORDERED
     for codewords, least, most in ((4, 2 / 9, 0.4), (8, 4 / 9, 0.7)):
         ratio = microseconds("sparse", A100, codewords=codewords, **problem) / microseconds("product", A100, **problem)
         assert least < ratio < most
@@ -123,7 +129,7 @@ def test_sparse_products_take_what_the_method_promises():
 
 def test_boxes_that_are_not_filled_cost_time():
     """8 x 8 pixels fill a box of 64; of 9 x 9, two images share three boxes."""
-    problem = {"codewords": 4, "units": 512, "batch": 512} | HALVES
+    problem = {"codewords": 4, "units": 512, "batch": 512} | ORDERED
     ratio = microseconds("sparse", side=9, **problem) / microseconds("sparse", side=8, **problem)
     assert 1.35 < ratio < 1.6  # and not 81 / 64
 
@@ -180,7 +186,7 @@ def test_activations_without_zeros_take_half_the_products():
     assert 1.7 < ratio <= 2
 
 
-def test_halves_in_order_are_not_copied():
+def test_float16_in_order_is_not_copied():
     assert microseconds("product", element=FLOAT16, is_channels_last=True) < microseconds("product", element=FLOAT16)
 
 
@@ -217,7 +223,7 @@ def test_the_table_of_routes_is_what_is_compiled():
         assert set(activations.split(" | ")) <= {"float32", "float16", "bfloat16", "binary"}
         assert re.search(rf"^cudaError_t {launch}\(.*\{{$", (CUDA / unit).read_text(), re.MULTILINE | re.DOTALL), launch
     units = {str(file.relative_to(CUDA)) for file in CUDA.rglob("*.cu")}
-    dispatchers = {f"{route}/{route}.cu" for route in routes}
+    dispatchers = {f"{route}/route.cu" for route in routes}
     assert units - dispatchers == {unit for *_, unit in kernels} - dispatchers
     cmake = (CUDA / "CMakeLists.txt").read_text()
     special = dict(re.findall(r"^add_kernels\(subbit_cuda_kernels_of_(hopper|last) ([\w/.]+)\)", cmake, re.MULTILINE))

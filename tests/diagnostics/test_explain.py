@@ -10,7 +10,7 @@ import torch
 from helpers import LEVELS, MACHINE_LEVELS, UNIT_1X1, UNIT_3X3, integers, random_weight
 
 from subbit_infer import Explanation, PackedWeight, explain, models, pack
-from subbit_infer.backends import cpu as _native
+from subbit_infer.backends import cpu, native
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
 
 needs_vbmi = pytest.mark.skipif(MACHINE_LEVELS != LEVELS, reason="the plans are those of avx512vbmi")
@@ -29,9 +29,7 @@ def conv_layer(out_channels=64, in_channels=32, codewords=32, unit=UNIT_3X3, gro
 
 def what_ran(layer):
     """The kernels of every convolution that the layer's weight was planned for."""
-    prepared = _native.find_prepared(
-        layer.packed_indices, layer.packed_codebook, layer.units, layer.codewords, layer.unit
-    )
+    prepared = cpu.find_prepared(layer.packed_indices, layer.packed_codebook, layer.units, layer.codewords, layer.unit)
     return {conv.kernel for conv in prepared.convs.values()}
 
 
@@ -77,7 +75,7 @@ def test_sizes_are_those_that_were_planned():
     """The planner is asked about the very problem that the call had."""
     layer = conv_layer(60, 36, stride=(1, 2), dilation=(3, 1), padding=2, groups=3, activation_bits=1)
     (said,) = silent(layer, integers(2, 36, 13, 14)).layers
-    found = _native.candidates(True, _native.UNITS[UNIT_3X3], 32, 12, 20, 3, 3, 11 * 8, 13 * 14, _native.active_level())
+    found = native.candidates(True, native.UNITS[UNIT_3X3], 32, 12, 20, 3, 3, 11 * 8, 13 * 14, native.active_level())
     assert [(c["plan"], c["nanoseconds"] / 1e3) for c in found] == [(c.plan, c.microseconds) for c in said.candidates]
     assert (said.input_shape, said.output_shape) == ((2, 36, 13, 14), (2, 60, 11, 8))
     assert said.macs == 36 * 60 // 3 * 9 * 11 * 8
@@ -262,7 +260,7 @@ def test_packed_activations_and_images_without_batch():
 def test_more_sizes_than_plans_are_kept_for():
     layer = conv_layer(8, 8)
     with torch.no_grad():
-        for width in range(3, 3 + _native._MOST_CONVS + 1):
+        for width in range(3, 3 + cpu._MOST_CONVS + 1):
             layer(integers(1, 8, 3, width))
         (said,) = silent(layer, integers(1, 8, 3, 4)).layers  # repeated without being planned again
     assert said.output_shape == (1, 8, 1, 2)

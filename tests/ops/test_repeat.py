@@ -12,8 +12,9 @@ from helpers import UNIT_3X3, expected_conv, integers, random_weight
 
 import subbit_infer
 from subbit_infer import PackedWeight, conv, pack
-from subbit_infer.backends import cpu as _native
-from subbit_infer.ops import repeat as _repeat
+from subbit_infer.backends import cpu
+from subbit_infer.ops import functional
+from subbit_infer.ops import repeat as repeat_module
 
 PLANS = ["rows", "dense"]
 
@@ -28,7 +29,7 @@ def make(scale: bool = True, out_channels: int = 9) -> tuple[PackedWeight, torch
 
 
 def repeats(weight: PackedWeight) -> int:
-    prepared = _native.find_prepared(
+    prepared = cpu.find_prepared(
         weight.packed_indices, weight.packed_codebook, weight.units, weight.codewords, weight.unit
     )
     return 0 if prepared is None else len(prepared.repeats)
@@ -43,14 +44,14 @@ def _plan(request, monkeypatch):
 def ran(monkeypatch):
     """How often a call was answered from memory."""
     count = [0]
-    original = _repeat.repeat
+    original = functional.repeat
 
     def counting(*arguments):
         outputs = original(*arguments)
         count[0] += outputs is not None
         return outputs
 
-    monkeypatch.setattr(_repeat, "repeat", counting)
+    monkeypatch.setattr(functional, "repeat", counting)
     return count
 
 
@@ -141,7 +142,7 @@ def test_sizes_strides_and_options_are_other_calls():
                 last = conv(given, weight, activation_bits=1, **options)
                 signs = expected_conv(given, indices, codebook, scale=weight.scale, activation_bits=1, **options)
                 assert torch.equal(last, signs.float())
-    assert repeats(weight) <= _repeat._MOST
+    assert repeats(weight) <= repeat_module._MOST
 
 
 def test_packed_calls_and_residuals_are_remembered(ran, monkeypatch):

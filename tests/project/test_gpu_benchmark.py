@@ -14,7 +14,7 @@ import gpu_tables
 import report
 from layers import RESNET18
 from results import Record, Result
-from subbit_infer.backends.cuda import runtime as _native_cuda
+from subbit_infer.backends.cuda import runtime
 from timing import Sample
 
 
@@ -89,10 +89,10 @@ def test_results_are_checked():
     assert not gpu.is_right(gpu.Contender("any", lambda: right[:1], right, 1.0))
 
 
-@pytest.mark.skipif(_native_cuda.reason() is None, reason="there is a GPU")
+@pytest.mark.skipif(runtime.reason() is None, reason="there is a GPU")
 def test_without_a_gpu_it_says_so(capsys):
     assert gpu.main([]) == gpu.NO_GPU == 3
-    assert capsys.readouterr().err == f"bench-cuda: nothing is measured: {_native_cuda.reason()}\n"
+    assert capsys.readouterr().err == f"bench-cuda: nothing is measured: {runtime.reason()}\n"
 
 
 def test_the_page_on_gpus_has_the_planners_predictions():

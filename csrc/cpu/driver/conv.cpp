@@ -5,6 +5,7 @@
 #include "core/checked.h"
 #include "cpu/driver/aligned.h"
 #include "cpu/driver/parallel.h"
+#include "cpu/planner/select.h"
 
 namespace subbit {
 namespace {
@@ -53,89 +54,52 @@ Problem problem_of(const DecodedWeight& weight, const ConvProblem& params) {
 
 Conv::Conv(const Weight& weight, const ConvProblem& params, Level level, const std::string& wanted) {
   checked_product({params.batch, params.out_channels, params.out_height, params.out_width}, "output");
-  plan_.problem = problem_of(weight.decoded(), params);
+  ConvPlan plan;
+  plan.problem = problem_of(weight.decoded(), params);
   checked_product({params.height, params.width}, "image");
-  plan_.plan = select(plan_.problem, level, wanted).plan;
-  plan_.params = params;
+  plan.plan = select(plan.problem, level, wanted).plan;
+  kernel_ = plan.plan.kernel;
+  is_packed_ = params.x_is_packed;
   const bool is_empty =
       params.batch == 0 || params.out_channels == 0 || params.out_height == 0 || params.out_width == 0;
-  if (is_empty || !kernel()) return;
+  if (is_empty || !kernel_) return;
 
-  unpacks_ = params.x_is_packed && (plan_.kernel().layout == Layout::kRows || params.groups > 1);
+  ConvProblem& p = plan.params = params;
+  const Family& family = kernel_->family();
+  unpacks_ = params.x_is_packed && !family.reads_packed(params);
   if (unpacks_) {
-    ConvProblem& p = plan_.params;
     p.x_is_packed = false;
     p.sign_zero = false;
     set_contiguous(p.in_channels, p.height, p.width, p.x_n, p.x_c, p.x_h, p.x_w);
   } else if (params.x_is_packed) {  // strides count words
-    ConvProblem& p = plan_.params;
     set_contiguous(1, p.height, p.width * ceil_div(p.in_channels, kWordChannels), p.x_n, p.x_c, p.x_h, p.x_w);
     p.x_w = ceil_div(p.in_channels, kWordChannels);
     p.x_c = 0;
   }
-  packs_last_ = params.packs && params.groups > 1 && plan_.problem.outputs % kWordChannels != 0;
+  packs_last_ = params.packs && params.groups > 1 && plan.problem.outputs % kWordChannels != 0;
   if (packs_last_ && !params.has_y) {
-    ConvProblem& p = plan_.params;
     set_contiguous(p.out_channels, p.out_height, p.out_width, p.y_n, p.y_c, p.y_h, p.y_w);
   }
-  plan_.params = flattened(plan_.params);
-  const StripPlan& strips = plan_.strips = plan_strips(plan_.params, plan_.plan, plan_.problem);
-  switch (plan_.kernel().layout) {
-    case Layout::kRows:
-      plan_.rows = &weight.rows_form(plan_.plan, params.groups);
-      break;
-    case Layout::kPatches:
-      plan_.patches = &weight.patches_form(plan_.plan, params.groups);
-      plan_.patch_map = weight.patch_map(plan_.params, plan_.patches->slot / 8);
-      break;
-    case Layout::kBits:
-      plan_.bits = &weight.bits_form(plan_.plan, params.groups);
-      break;
-  }
-  tasks_ = params.batch * params.groups * strips.strips;
+  p = flattened(p);
+  plan.strips = plan_strips(p, *kernel_, plan.problem);
+  planned_ = family.plan(plan, weight.form(plan.plan, params.groups));
+  tasks_ = params.batch * params.groups * plan.strips.strips;
   threads_ = static_cast<int>(std::min<std::int64_t>(params.threads, tasks_));
-  checked_product({strips.scratch_bytes, threads_}, "scratch memory");
-}
-
-Strip Conv::strip_of(std::int64_t task) const {
-  const StripPlan& strips = plan_.strips;
-  const std::int64_t width = plan_.params.out_width, pixels = strips.tiles_per_strip * plan_.kernel().pixels;
-  Strip s;
-  s.begin = task % strips.strips * pixels;
-  s.end = std::min(s.begin + pixels, strips.out_pixels);
-  s.group = task / strips.strips % plan_.params.groups;
-  s.image = task / strips.strips / plan_.params.groups;
-  s.first_row = s.begin / width;
-  s.rows = (s.end - 1) / width - s.first_row + 1;
-  const bool is_part_of_row = s.rows == 1 && (plan_.kernel().layout == Layout::kBits || !strips.planes.shared);
-  s.first_column = is_part_of_row ? s.begin - s.first_row * width : 0;
-  s.columns = is_part_of_row ? s.end - s.begin : width;
-  return s;
+  checked_product({planned_->scratch_bytes(), threads_}, "scratch memory");
 }
 
 void Conv::run(const ConvOperands& operands) const {
   thread_local AlignedBuffer buffer;
-  const std::int64_t bytes = plan_.strips.scratch_bytes;
+  const std::int64_t bytes = planned_->scratch_bytes();
   std::byte* scratch = kept(buffer, bytes * threads_);
-  const auto run_strip = [&] {
-    switch (plan_.kernel().layout) {
-      case Layout::kRows:
-        return run_rows;
-      case Layout::kPatches:
-        return run_patches;
-      case Layout::kBits:
-        break;
-    }
-    return run_bits;
-  }();
   parallel(threads_, tasks_, [&](int thread, std::int64_t task) {
-    run_strip(plan_, operands, strip_of(task), scratch + thread * bytes);
+    planned_->run(operands, strip_of(task, params(), planned_->plan().strips), scratch + thread * bytes);
   });
 }
 
-// Packed activations as floats, for the rows layout.
+// Packed activations as floats, for families that read nothing else.
 void Conv::unpack(const ConvOperands& operands, float* x) const {
-  const ConvProblem& p = plan_.params;
+  const ConvProblem& p = params();
   const std::int64_t words = ceil_div(p.in_channels, kWordChannels), pixels = p.height * p.width;
   for (std::int64_t n = 0; n < p.batch; ++n) {
     for (std::int64_t pixel = 0; pixel < pixels; ++pixel) {
@@ -151,20 +115,20 @@ void Conv::unpack(const ConvOperands& operands, float* x) const {
 
 // Where groups do not begin at whole words, the signs are packed when all are there.
 void Conv::pack(const ConvOperands& operands, const float* y) const {
-  const ConvProblem& p = plan_.params;
+  const ConvProblem& p = params();
   const std::int64_t words = ceil_div(p.out_channels, kWordChannels), pixels = p.out_height * p.out_width;
   for (std::int64_t n = 0; n < p.batch; ++n) {
     const std::int64_t at = n * pixels * words;
     const Words to{operands.y_plus + at, operands.y_nonzero ? operands.y_nonzero + at : nullptr, words,
                    operands.pack_shift, operands.y_nonzero == nullptr};
-    plan_.kernel().pack({y + n * p.y_n, p.y_c, p.y_w, p.out_channels, pixels, to});
+    kernel_->pack({y + n * p.y_n, p.y_c, p.y_w, p.out_channels, pixels, to});
   }
 }
 
 void Conv::operator()(const ConvOperands& given) const {
   if (tasks_ == 0) return;
   ConvOperands operands = given;
-  const ConvProblem& p = plan_.params;
+  const ConvProblem& p = params();
   thread_local AlignedBuffer unpacked, floats;
   if (unpacks_) {
     auto* x = reinterpret_cast<float*>(kept(unpacked, checked_product({p.batch, p.x_n, 4}, "unpacked input")));

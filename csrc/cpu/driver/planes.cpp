@@ -52,6 +52,12 @@ PlanePlan plan_planes(const ConvProblem& params) {
   return plan;
 }
 
+std::int64_t plane_elements(const PlanePlan& planes, const StripPlan& strips, const Kernel& kernel) {
+  const std::int64_t* shifts = planes.rows.max_shift;
+  const std::int64_t row_shift = *std::max_element(shifts, shifts + planes.rows.count);
+  return checked_product({strips.rows + row_shift, strips.columns}, "scratch memory") + kernel.pixels;
+}
+
 Staging plan_staging(const ConvProblem& params, const PlanePlan& plan, const Strip& strip) {
   Staging staging{};
   const bool is_3x3 = params.unit == Unit::k3x3;

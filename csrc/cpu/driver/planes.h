@@ -8,31 +8,24 @@
 //           convolutions, whose output has as many columns as the phase.
 //   own     every tap of a kernel row has a plane of its own, padding included.
 //
-// 8x1x1 units have a plane a channel.
+// 8x1x1 units have a plane per channel.
 #pragma once
 
 #include <cstdint>
 
 #include "core/phases.h"
 #include "core/problem.h"
-#include "cpu/families/kernel.h"
+#include "cpu/driver/strips.h"
+#include "cpu/families/stage_task.h"
 
 namespace subbit {
-
-// A run of output pixels [begin, end) of one image and group, and the part of the image it lies in.
-struct Strip {
-  std::int64_t image, group;
-  std::int64_t begin, end;
-  std::int64_t first_row, rows;
-  std::int64_t first_column, columns;  // part of a row only where planes are not shared and the strip lies in one row
-};
 
 struct PlanePlan {
   static constexpr int kMaxPlanes = 9;
 
   Phases rows;
   bool shared;
-  int planes;                 // of a unit: for each phase of rows, for each of its columns; or channels
+  int planes;                 // per unit: for each phase of rows, for each of its columns; or channels
   int planes_of_phase;        // of rows
   int tap_plane[3];           // of columns
   std::int64_t tap_shift[3];  // elements, from the plane's beginning of a row
@@ -47,7 +40,10 @@ struct PlanePlan {
 
 PlanePlan plan_planes(const ConvProblem& params);
 
-// How a strip's units are staged: a task a plane, which differs from unit to unit in its addresses alone.
+// The elements of a strip's plane, at most, and of a tile that begins in it.
+std::int64_t plane_elements(const PlanePlan& planes, const StripPlan& strips, const Kernel& kernel);
+
+// How a strip's units are staged: a task per plane, which differs from unit to unit in its addresses alone.
 struct Staging {
   StageTask task[PlanePlan::kMaxPlanes];
   std::int64_t image_offset[PlanePlan::kMaxPlanes];  // of the task's x, from the unit's first channel

@@ -1,4 +1,4 @@
-// How a convolution is cut into tasks, and how much scratch memory a task needs.
+// How a convolution is cut into tasks.
 //
 // The pixels of an output image are numbered row by row, and a *tile* is a run of kernel.pixels of them: it may
 // begin and end inside a row, so a 7x7 image wastes no lanes. A *strip* is a run of tiles of one image and one
@@ -8,33 +8,36 @@
 #include <cstdint>
 
 #include "core/problem.h"
-#include "cpu/driver/planes.h"
-#include "cpu/planner/select.h"
+#include "cpu/families/kernel.h"
+#include "cpu/planner/problem.h"
 
 namespace subbit {
 
-struct StripPlan {
-  PlanePlan planes;         // not of the bits layout
-  std::int64_t out_pixels;  // of an image
-  std::int64_t tiles_per_strip;
-  std::int64_t strips;   // of an image and group
-  std::int64_t outputs;  // of a group, padded
+// What a strip's sums or staged input may take of the second-level cache.
+constexpr std::int64_t kStripBytes = 256 * 1024;
+constexpr std::int64_t kMostStripPixels = 1024;
 
-  // Elements (rows layout) or words of bits (patches layout) from plane to plane and from unit to unit.
-  std::int64_t plane_stride, unit_stride;
-  std::int64_t row_bytes;  // rows layout: from row to row of a block of responses
-
-  // Bits layout: the padded part of the input that a strip reads, at most.
-  std::int64_t region_rows, region_columns;
-
-  bool packs_input;  // patches layout: the input is packed before it is staged
-
-  // Scratch memory of one thread: offsets in bytes, all multiples of 64. What they mean is a matter of the layout.
-  std::int64_t planes_at, responses_at, sums_at, masks_at, work_at, floats_at, packed_at, codes_at;
-  std::int64_t mask_bytes;
-  std::int64_t scratch_bytes;
+// A run of output pixels [begin, end) of one image and group, and the part of the image it lies in.
+struct Strip {
+  std::int64_t image, group;
+  std::int64_t begin, end;
+  std::int64_t first_row, rows;
+  std::int64_t first_column, columns;  // all columns, or part of one row: StripPlan::reads_parts_of_rows
 };
 
-StripPlan plan_strips(const ConvProblem& params, const Plan& plan, const Problem& problem);
+struct StripPlan {
+  std::int64_t out_pixels;  // per image
+  std::int64_t outputs;     // per group, padded
+  std::int64_t tiles_per_strip;
+  std::int64_t strips;  // per image and group
+  bool reads_parts_of_rows;
+  // A strip's, at most. Rows and columns are those of the output that it lies in.
+  std::int64_t pixels, rows, columns;
+};
+
+StripPlan plan_strips(const ConvProblem& params, const Kernel& kernel, const Problem& problem);
+
+// Strip number `task` of all images and groups.
+Strip strip_of(std::int64_t task, const ConvProblem& params, const StripPlan& plan);
 
 }  // namespace subbit

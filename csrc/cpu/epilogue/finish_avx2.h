@@ -1,11 +1,11 @@
-// The last step of the layouts whose lanes are output channels, and signs as words, eight floats at a time.
+// The last step of the families whose lanes are output channels, and signs as words, eight floats at a time.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
-#include "cpu/families/kernel.h"
+#include "cpu/epilogue/tasks.h"
 #include "cpu/simd/vec_avx2.h"
 
 namespace subbit {

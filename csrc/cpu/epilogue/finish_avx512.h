@@ -1,11 +1,11 @@
-// The last step of the layouts whose lanes are output channels.
+// The last step of the families whose lanes are output channels.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
-#include "cpu/families/kernel.h"
+#include "cpu/epilogue/tasks.h"
 
 namespace subbit {
 namespace {
@@ -167,7 +167,7 @@ inline void finish_by_pixels(const FinishTask& task) {
   }
 }
 
-// Sums [pixel][output] of 16 bits, as the patches and bits layouts have them, of whole groups of 32 pixels.
+// Sums [pixel][output] of 16 bits, as the patches and bits families have them, of whole groups of 32 pixels.
 inline void finish_by_pixel(const FinishTask& task) {
   if (!task.y || task.y_channel == 1) {
     finish_by_channels(task);

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "cpu/epilogue/finish_avx512.h"
-#include "cpu/families/bits/bits_avx512.h"
+#include "cpu/simd/bits_avx512vbmi.h"
 #include "cpu/simd/transpose_avx512vbmi.h"
 
 namespace subbit {

@@ -1,7 +1,12 @@
-// Declarations of the steps of every kernel in kernels.inc.
+// Declarations of the steps of every kernel in kernels.inc. ISA files include this, so it includes nothing of the
+// standard library but <cstdint>.
 #pragma once
 
-#include "cpu/families/kernel.h"
+#include "cpu/epilogue/tasks.h"
+#include "cpu/families/bits/tasks.h"
+#include "cpu/families/patches/tasks.h"
+#include "cpu/families/rows/tasks.h"
+#include "cpu/families/stage_task.h"
 
 namespace subbit {
 

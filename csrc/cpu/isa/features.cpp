@@ -28,7 +28,7 @@ Level parse_level(const std::string& text) {
   for (int i = 0; i < kLevelCount; ++i) {
     if (text != kLevelNames[i]) continue;
     const Level level = static_cast<Level>(i);
-    if (level > most) {
+    if (!runs_on(level, most)) {
       throw std::invalid_argument("SUBBIT_ISA=" + text + " is more than this machine has (" + name(most) +
                                   "): the level can only be lowered");
     }

@@ -10,4 +10,8 @@ constexpr const char* kLevelNames[kLevelCount] = {"scalar", "avx2", "avx512", "a
 
 constexpr const char* name(Level level) { return kLevelNames[static_cast<int>(level)]; }
 
+// Whether what needs one level runs at another. Nothing else compares levels: this is the place for levels that do not
+// include each other.
+constexpr bool runs_on(Level needed, Level level) { return needed <= level; }
+
 }  // namespace subbit

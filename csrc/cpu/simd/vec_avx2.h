@@ -124,7 +124,7 @@ struct I8x32 {
     return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   }
 
-  // Bytes hold the sums of one block of units: at most kBinaryUnitsPerBlock of them (cpu/select.h).
+  // Bytes hold the sums of one block of units: at most kBinaryUnitsPerBlock of them (families/rows/family.cpp).
   struct Accumulator {
     __m256i value;
     void open(const std::int16_t*) { value = _mm256_setzero_si256(); }

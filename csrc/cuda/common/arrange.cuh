@@ -17,11 +17,11 @@
 #include "cuda/common/pixel.cuh"
 #include "cuda/common/platform.h"
 #include "cuda/common/start.cuh"
-#include "cuda/product/product_weight.h"
+#include "cuda/product/weight.h"
 
 namespace subbit {
 
-constexpr int kPieceHalves = kPieceBytes / 2;
+constexpr int kPieceNumbers = kPieceBytes / 2;
 
 struct ArrangeArgs {
   std::int64_t batch, height, width;
@@ -83,12 +83,12 @@ struct Arrange {
       const std::uint32_t pixel = a.x_c == 1 ? i / pieces : i % pixels, piece = a.x_c == 1 ? i % pieces : i / pixels;
       const Pixel at = pixel_of(pixel, a.height, a.width);
       const std::uint32_t group = piece / a.group_pieces;
-      const std::int64_t first = std::int64_t{piece - group * a.group_pieces} * kPieceHalves;
+      const std::int64_t first = std::int64_t{piece - group * a.group_pieces} * kPieceNumbers;
       const std::int64_t offset =
           at.image * a.x_n + at.row * a.x_h + at.column * a.x_w + (group * a.group_channels + first) * a.x_c;
       std::uint32_t words[kParts][4] = {};
       SUBBIT_UNROLL
-      for (int c = 0; c < kPieceHalves; ++c) {
+      for (int c = 0; c < kPieceNumbers; ++c) {
         if (first + c >= a.group_channels) continue;
         const Parts parts = parts_at<T>(a.x, offset + c * a.x_c);
         SUBBIT_UNROLL
@@ -107,7 +107,7 @@ struct Arrange {
 
 // Pieces that are written of each part.
 inline std::int64_t arrange_items(std::int64_t pixels, std::int64_t groups, std::int64_t group_channels) {
-  return checked_product({pixels, groups, ceil_div(group_channels, kPieceHalves)}, "arranged input");
+  return checked_product({pixels, groups, ceil_div(group_channels, kPieceNumbers)}, "arranged input");
 }
 
 // There are at most kMostItems of arrange_items.
@@ -117,7 +117,7 @@ Status start_arrange(ArrangeArgs args, Stream stream) {
   const std::int64_t items = arrange_items(pixels, args.groups, args.group_channels);
   if (items == 0) return kStarted;
   args.pixels = static_cast<std::uint32_t>(pixels);
-  args.group_pieces = static_cast<std::uint32_t>(ceil_div(args.group_channels, kPieceHalves));
+  args.group_pieces = static_cast<std::uint32_t>(ceil_div(args.group_channels, kPieceNumbers));
   args.pieces = static_cast<std::uint32_t>(args.groups * args.group_pieces);
   return start<Arrange<T>>(blocks_for(items, Arrange<T>::kThreads), 0, args, stream);
 }

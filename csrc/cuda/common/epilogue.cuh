@@ -1,4 +1,4 @@
-// What is done to the sums, in the order of subbit_infer/epilogue.py, and the signs that are packed of the result.
+// What is done to the sums, in the order of subbit_infer/core/epilogue.py, and the signs of the result that are packed.
 #pragma once
 
 #include "cuda/common/params.h"

@@ -1,8 +1,8 @@
 #include "cuda/common/launch.h"
 
-#include "cuda/product/product.h"
-#include "cuda/sharing/sharing.h"
-#include "cuda/sparse/sparse.h"
+#include "cuda/product/route.h"
+#include "cuda/sharing/route.h"
+#include "cuda/sparse/route.h"
 
 namespace subbit {
 

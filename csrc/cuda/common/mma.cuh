@@ -3,7 +3,7 @@
 //
 // Which lane holds what is the PTX ISA's ("Matrix Fragments for mma.m16n8k16 with floating point type", "... for
 // mma.m16n8k32", "... for mma.m16n8k256"). With g = lane / 4, t = lane % 4, and a *slot* of k of 4 bytes, which are 2
-// halves, 4 int8 or 32 bits:
+// float16, 4 int8 or 32 bits:
 //
 //     register   a0       a1         a2         a3           b0       b1         d0 d1          d2 d3
 //     row        g        g + 8      g          g + 8                            g              g + 8
@@ -91,7 +91,7 @@ void multiply(T (&d)[4], const FragmentA& a, const FragmentB& b, const Product& 
 }
 
 template <class Half>
-void multiply_halves(float (&d)[4], const FragmentA& a, const FragmentB& b) {
+void multiply_float16(float (&d)[4], const FragmentA& a, const FragmentB& b) {
   multiply(d, a, b, [](float& sum, std::uint32_t x, std::uint32_t y) {
     const auto half = [](std::uint32_t v) { return to_float(bits_as<Half>(static_cast<std::uint16_t>(v))); };
     sum += half(x) * half(y);
@@ -107,10 +107,10 @@ inline void mma_and_popc(std::int32_t (&d)[4], const FragmentA& a, const Fragmen
   shim::multiply(d, a, b, [](std::int32_t& sum, std::uint32_t x, std::uint32_t y) { sum += __popc(x & y); });
 }
 inline void mma(float (&d)[4], const FragmentA& a, const FragmentB& b, __half) {
-  shim::multiply_halves<__half>(d, a, b);
+  shim::multiply_float16<__half>(d, a, b);
 }
 inline void mma(float (&d)[4], const FragmentA& a, const FragmentB& b, __nv_bfloat16) {
-  shim::multiply_halves<__nv_bfloat16>(d, a, b);
+  shim::multiply_float16<__nv_bfloat16>(d, a, b);
 }
 inline void mma(std::int32_t (&d)[4], const FragmentA& a, const FragmentB& b, std::int8_t) {
   shim::multiply(d, a, b, [](std::int32_t& sum, std::uint32_t x, std::uint32_t y) {

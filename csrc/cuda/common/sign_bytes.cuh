@@ -1,5 +1,5 @@
-// Signs as the product of int8 reads them: a channel is a byte, -1, 0 or +1, channels last, each group's channels
-// padded with zeros to whole pieces of 16. They are made of floats, or of packed activations.
+// Binary activations as the product of int8 reads them: one byte per channel, -1, 0 or +1, channels last, each group's
+// channels padded with zeros to whole pieces of 16. They are made of floats, or of packed activations.
 //
 // Bound by memory: a quarter of a byte (two planes of bits) to 4 bytes are read for each that is written.
 #pragma once
@@ -11,7 +11,7 @@
 #include "cuda/common/pixel.cuh"
 #include "cuda/common/platform.h"
 #include "cuda/common/start.cuh"
-#include "cuda/product/product_weight.h"
+#include "cuda/product/weight.h"
 
 namespace subbit {
 
@@ -29,7 +29,7 @@ struct SignBytesArgs {
   std::uint32_t pixels = 0, group_pieces = 0, pieces = 0, halves = 0;  // of a pixel; set by start_sign_bytes
 };
 
-// The signs of a piece's channels, a bit each.
+// The signs of a piece's channels, one bit each.
 struct PieceSigns {
   std::uint32_t plus, nonzero;
 };

@@ -1,7 +1,7 @@
-// The epilogue of a tile: sums that a block has in shared memory become y, floats and packed signs.
+// The epilogue of a tile: sums that a block has in shared memory become y, as floats and as packed activations.
 //
 // A warp takes 32 outputs of a pixel, or 32 pixels of an output, as y has them side by side. The code is there once and
-// not for each of a thread's sums, and a warp that lies along outputs has the bits of a word of packed signs.
+// not for each of a thread's sums, and a warp that lies along outputs has the bits of a word of packed activations.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Signs of x as packed activations (subbit_infer/activations.py), and packed activations cut into groups. Each group of
-// channels begins a new word in what is written; with one group that is the format that calls pass on.
+// The signs of x as packed activations (subbit_infer/core/activations.py), and packed activations cut into groups. Each
+// group of channels begins a new word in what is written; with one group that is the format that calls pass on.
 //
 // Bound by memory: 1 to 4 bytes are read for each bit or two that are written.
 #pragma once

@@ -5,15 +5,15 @@
 #include <stdexcept>
 
 #include "core/checked.h"
-#include "cuda/sharing/sharing_tile.h"
-#include "cuda/sparse/sparse_box.h"
+#include "cuda/sharing/tile.h"
+#include "cuda/sparse/box.h"
 
 namespace subbit::cuda {
 namespace {
 
-// What a multiprocessor does in a clock. NOT MEASURED: calculated from the vendor's data sheets and, for mma.sync and
+// What a multiprocessor does per clock. NOT MEASURED: calculated from the vendor's data sheets and, for mma.sync and
 // one-bit products on Hopper, from one public microbenchmark each. What decides is their proportion to each other.
-// Hopper's best needs wgmma, which the product has for its large tile (product_wgmma.cuh); Blackwell's needs what it
+// Hopper's best needs wgmma, which the product has for its large tile (product/wgmma.cuh); Blackwell's needs what it
 // has not.
 struct Rates {
   int capability;          // and later ones, up to the next entry
@@ -23,14 +23,15 @@ struct Rates {
   double half_macs;        // fp16 or bf16 multiply-adds, float32 sums, at the tensor cores' best
   double half_mma_macs;    // the same by mma.sync
   double half_large_macs;  // the same in the product's large tile
-  double sign_macs;        // multiply-adds of signs by mma.sync: of one bit, or where has_bit_products is not, int8
-  int shared_kib;          // shared memory; a block may have all but one
+  double
+      sign_macs;  // multiply-adds of binary activations by mma.sync: of one bit, or where has_bit_products is not, int8
+  int shared_kib;  // shared memory; a block may have all but one
 };
 constexpr Rates kRates[] = {
     {80, 1.41, 1555, 64, 1024, 1024, 1024, 16384, 164},    // A100: 312 TFLOP/s fp16, 4992 Top/s one bit, 40 GB card
     {86, 1.695, 600, 128, 512, 512, 512, 4096, 100},       // A10: 125 TFLOP/s fp16
     {89, 2.52, 864, 128, 512, 512, 512, 4096, 100},        // L40S: 362 TFLOP/s fp16
-    {90, 1.755, 3350, 128, 2048, 1270, 2048, 17700, 228},  // H100: 4096 FLOP; mma.sync 62 % of that; 0.54 BMMA a clock
+    {90, 1.755, 3350, 128, 2048, 1270, 2048, 17700, 228},  // H100: 4096 FLOP; mma.sync 62 % of that; 0.54 BMMA/clock
     {100, 1.755, 3350, 128, 2048, 1270, 1270, 2540, 228},  // B200: without wgmma; int8 twice fp16, 62 % assumed too
     {103, 1.755, 3350, 128, 2048, 1270, 1270, 256, 228},   // B300: as the last, but int8 150 Top/s, 148 multiprocessors
     {110, 1.755, 3350, 128, 2048, 1270, 1270, 2540, 228},  // no data sheet read: assumed to be as sm_100
@@ -50,8 +51,8 @@ constexpr double kLaunch = 2.5;           // microseconds from one small kernel'
 constexpr double kMemory = 0.8;           // of the memory's best, for a kernel that streams
 constexpr double kLibrary = 0.7;          // of the best, for cuDNN where the device is full
 constexpr double kOurs = 0.6;             // of the best, for the kernels of this package: the aim, not a measurement
-constexpr double kSharedBytes = 128;      // a clock, from shared memory
-constexpr double kResponses = 64;         // a clock: two shared row sums and a store each
+constexpr double kSharedBytes = 128;      // per clock, from shared memory
+constexpr double kResponses = 64;         // per clock: two shared row sums and a store each
 constexpr double kSparseRate = 2;         // of mma.sync's: the data sheets'; by mma.sync on Hopper assumed
 constexpr int kFloat32Passes = 3;         // a float32 is three bf16 parts
 constexpr std::int64_t kBitsDepth = 256;  // of a one-bit mma: shorter sums are padded to it
@@ -95,7 +96,7 @@ class Model {
   double inputs() const { return number(p_.batch) * number(p_.groups) * channels() * number(p_.input_pixels); }
   double outputs() const { return number(p_.batch) * number(p_.groups) * number(p_.outputs) * number(p_.pixels); }
 
-  // Whether signs are multiplied as bits; else as bytes, zeros or not.
+  // Whether binary activations are multiplied as bits; else as bytes, zeros or not.
   bool has_bits() const { return has_bit_products(gpu_.capability); }
 
   static constexpr double kPackedBytes = 0.25;  // of a packed activation that may be 0
@@ -124,7 +125,7 @@ class Model {
     return rounds(tile, number(tile.pixels * tile.outputs) * depth / (macs_of_clock * tile.share));
   }
 
-  // The product's tile: as run_product chooses it (product_run.cuh).
+  // The product's tile: as run_product chooses it (product/run.cuh).
   const Tile& product_tile(bool keeps_more) const {
     const Tile& large = keeps_more ? kHalfTile : kLargeTile;
     return blocks(large) >= kEnoughBlocks ? large : kSmallTile;
@@ -195,13 +196,14 @@ class Model {
     return params;
   }
 
-  // Clocks of a channel of a block's box by the tensor cores and by shared memory: sparse.cuh has the arithmetic.
+  // Clocks per channel of a block's box, by the tensor cores and by shared memory: sparse/kernel.cuh has the
+  // arithmetic.
   double sparse() const {
     constexpr double kMmaMacs = 2048, kFragmentBytes = 512, kFragmentChannels = 16, kFullWarps = 8;
     const CudaParams params = sparse_params();
     const auto [outputs, box] = plan_sparse(params);
     const double slots = sparse_slots_of(params), fragments = (box.is_paired() ? 1 : 2) * kBoxPairs / kFragmentChannels;
-    const double columns = kBoxPixels * slots * parts();  // of the sparse product, in a channel
+    const double columns = kBoxPixels * slots * parts();  // of the sparse product, per channel
     const double responses = (box.is_paired() ? slots / 4 : 2) * kBoxPairs / kFragmentChannels * parts();
     const double tensor =
         columns * number(outputs) / (rates_.half_mma_macs * kSparseRate) + responses * kMmaMacs / rates_.half_mma_macs;
@@ -218,13 +220,13 @@ class Model {
   }
 
   // cuDNN's convolution of the decoded weight, and what has to be done before and after it by kernels of their own
-  // (operators._densely_on_cuda).
+  // (subbit_infer.ops.registration).
   double dense() const {
-    const bool in_halves = is_half() && p_.is_bare && !is_binary();
-    const bool converts = is_half() && !in_halves;
+    const bool in_float16 = is_half() && p_.is_bare && !is_binary();
+    const bool converts = is_half() && !in_float16;
     // float16 is exact in TF32, which has half the rate of fp16.
-    const double rate = in_halves ? rates_.half_macs : converts && !is_binary() ? rates_.half_macs / 2 : rates_.fma;
-    const double bytes = in_halves ? 2 : 4;
+    const double rate = in_float16 ? rates_.half_macs : converts && !is_binary() ? rates_.half_macs / 2 : rates_.fma;
+    const double bytes = in_float16 ? 2 : 4;
     const double taps = number(p_.units * unit_taps(p_.unit));
     const double sums =
         std::min(multiply(kLargeTile, taps, rate * kLibrary), multiply(kSmallTile, taps, rate * kLibrary));

@@ -1,4 +1,4 @@
-// What the sparse route (sparse.cuh) takes of the tensor cores beside mma.cuh: products whose left matrix is 2:4
+// What the sparse route (kernel.cuh) takes of the tensor cores beside mma.cuh: products whose left matrix is 2:4
 // sparse, and the loads that turn a tile of [k][row] into the registers of a left matrix; and what they are on the
 // host.
 #pragma once
@@ -20,7 +20,7 @@ namespace subbit {
 //     row        g         g + 8     g           g + 8       k = 8 i + 2 t and 8 i + 2 t + 1
 //     group      t         t         t + 4       t + 4       D: as of m16n8k16 (mma.cuh)
 //
-// A register of A holds the two kept numbers of its group. The metadata name them, a nibble a group: the two lowest
+// A register of A holds the two kept numbers of its group. The metadata name them, one nibble per group: the two lowest
 // bits are the index of the first one in the group, the others that of the second. The selector i (0 or 1) picks the
 // lanes with t / 2 = i: of these, lane (g, t) gives groups 4 (t % 2) + 0 to 3, of row g in its bits 0 to 15, of row g +
 // 8 in bits 16 to 31. So one word per lane serves two products. Indices grow, so the ordered form will do.

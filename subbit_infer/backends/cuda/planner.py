@@ -1,4 +1,4 @@
-"""What the planner of GPUs is asked, and what it answers (csrc/cuda/planner/select.cpp)."""
+"""GPU planner: its question and its candidates (csrc/cuda/planner/select.cpp)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from subbit_infer.backends import cpu as _native
-from subbit_infer.backends.cuda import device as _cuda_device
+from subbit_infer.backends import native
+from subbit_infer.backends.cuda import device as devices
+from subbit_infer.core.conv_args import ConvArgs, OutputLayout
 
 ELEMENTS = (torch.float32, torch.float16, torch.bfloat16)
 """What x, the residual and y may hold, in the order in which kernels number them."""
@@ -26,13 +27,13 @@ class Shape(NamedTuple):
         input_pixels: H * W.
         groups: groups of channels.
         dtype: of a float x and result.
-        binary: whether x is, or is made, signs.
+        binary: whether activations are binary.
         has_zeros: whether those may be 0.
         is_channels_last: whether x is.
         packed_input: whether x is words.
         float_output: whether floats are asked for.
         packed_output: whether words are.
-        is_bare: whether nothing follows the sums but what rounding to the dtype does not change.
+        is_bare: whether the epilogue commutes with rounding to the dtype.
     """
 
     device: torch.device
@@ -48,6 +49,26 @@ class Shape(NamedTuple):
     packed_output: bool
     is_bare: bool
 
+    @classmethod
+    def of(cls, args: ConvArgs, layout: OutputLayout) -> Shape:
+        """The question for a call whose arguments kernels can read."""
+        x = args.x
+        height, width = x.shape[1:3] if args.is_packed else x.shape[2:]
+        return cls(
+            device=x.device,
+            sizes=layout.sizes,
+            input_pixels=height * width,
+            groups=args.groups,
+            dtype=layout.dtype,
+            binary=args.activation_bits == 1,
+            has_zeros=args.x_nonzero is not None if args.is_packed else True,  # the sign of NaN is 0
+            is_channels_last=not args.is_packed and x.stride(1) == 1,
+            packed_input=args.is_packed,
+            float_output=layout.strides is not None,
+            packed_output=layout.words is not None,
+            is_bare=args.epilogue_commutes_with_rounding,
+        )
+
 
 class Candidate(NamedTuple):
     """A way to run a call, and the microseconds that it is predicted to take for the whole batch."""
@@ -62,7 +83,7 @@ class Planned(NamedTuple):
     Attributes:
         conv: what launches.
         shape: what the planner was asked.
-        candidates: what it answered, the quickest first.
+        candidates: what it answered, the fastest first.
         plan: "sharing", "product", "sparse" or "dense": what was taken.
         prepared_weight: the weight as the plan's kernels read it; None where they read the indices alone.
     """
@@ -77,7 +98,7 @@ class Planned(NamedTuple):
 def candidates(
     shape: Shape, units: int, codewords: int, unit: tuple[int, int, int], routes: tuple[str, ...] = ROUTES
 ) -> list[Candidate]:
-    """Every way to run a call, the quickest first.
+    """Every way to run a call, the fastest first.
 
     Args:
         shape: the call.
@@ -86,11 +107,11 @@ def candidates(
         unit: one of those that kernels are compiled for.
         routes: the plans that have a kernel for it; "dense" always is there.
     """
-    facts = _cuda_device.device_of(shape.device)
-    found = _native.cuda_candidates(
+    facts = devices.device_of(shape.device)
+    found = native.cuda_candidates(
         binary=shape.binary,
         element=ELEMENTS.index(shape.dtype),
-        unit=_native.UNITS[unit],
+        unit=native.UNITS[unit],
         codewords=codewords,
         units=units,
         outputs=shape.sizes[1] // shape.groups,

@@ -1,4 +1,4 @@
-"""What kernels are tried out with on a device before their results are used there.
+"""Self-test problems, run on a device before its kernels are trusted.
 
 Tests cannot see every device and driver. So a kernel's first call on a device is preceded by two convolutions of small
 integers, which are exact in any order of additions: one for the tiles of small calls, and one that fills the device.
@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from subbit_infer.backends.cuda import weight as _cuda_weight
-from subbit_infer.backends.cuda.weight import Prepared
+from subbit_infer.backends.cuda.weight import Prepared, prepare
 from subbit_infer.core import codebook, reference
+from subbit_infer.core.conv_args import ConvArgs, OutputLayout
 from subbit_infer.core.weight import PackedWeight
 
 SIZES = ((1, 40, 9, 7, 24), (8, 32, 48, 48, 256))
@@ -29,14 +29,14 @@ class Problem(NamedTuple):
 
     Attributes:
         weight: the prepared weight.
-        x: (N, C_in, H, W) of integers.
-        padding: rows, columns.
-        expected: (N, C_out, H, W) float32, in the layout of x.
+        args: the call, of an x of integers.
+        layout: of its result.
+        expected: (N, C_out, H, W) float32.
     """
 
     weight: Prepared
-    x: Tensor
-    padding: tuple[int, int]
+    args: ConvArgs
+    layout: OutputLayout
     expected: Tensor
 
 
@@ -55,14 +55,14 @@ def problems(
     for n, c_in, height, width, c_out in SIZES:
         x = _numbers(n * c_in * height * width, 2 * _MOST + 1, device) - _MOST
         x = x.to(dtype).reshape(n, c_in, height, width)
-        layout = torch.contiguous_format if n == 1 else torch.channels_last
-        x = x.contiguous(memory_format=layout)
+        x = x.contiguous(memory_format=torch.contiguous_format if n == 1 else torch.channels_last)
         indices = _numbers(c_out * (c_in // g), codewords, torch.device("cpu")).reshape(c_out, c_in // g)
         packed = PackedWeight.from_indices(indices, vectors).to(device)
-        weight = _cuda_weight.prepare(packed.packed_indices, packed.packed_codebook, packed.units, codewords, unit)
+        weight = prepare(packed.packed_indices, packed.packed_codebook, packed.units, codewords, unit)
         padding = kernel[0] // 2, kernel[1] // 2
         dense = codebook.decode(indices, vectors).to(device).flatten(1)
         values = reference.binarize(x) if binary else x
         # A product of matrices: some of cuDNN's convolutions are not exact on integers.
         sums = dense @ F.unfold(values.float(), kernel, padding=padding)
-        yield Problem(weight, x, padding, sums.reshape(n, c_out, height, width).contiguous(memory_format=layout))
+        args = ConvArgs.of_weight(x, packed, padding=padding, activation_bits=1 if binary else 32)
+        yield Problem(weight, args, args.output_layout(args.check()), sums.reshape(n, c_out, height, width))

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subbit_infer.backends import cpu as _native
+from subbit_infer.backends import cpu
 from subbit_infer.backends.cache import WeightCache
-from subbit_infer.backends.cuda import device as _cuda_device
+from subbit_infer.backends.cuda import device as devices
 from subbit_infer.backends.cuda.planner import Planned
 from subbit_infer.core.bits import numbers_of_bits
 from subbit_infer.core.weight import unpack_codebook
@@ -21,10 +21,9 @@ _WORD_BYTES = 4  # rows of indices are whole words on the device
 class Prepared:
     """A weight on a device as the kernels read it, and the convolutions with it, by their sizes and options."""
 
-    def __init__(self, words: Tensor, codewords: Tensor, channels: int, count: int, unit: tuple[int, int, int]) -> None:
+    def __init__(self, words: Tensor, codewords: Tensor, count: int, unit: tuple[int, int, int]) -> None:
         self.words = words  # int32 (C_out, words): indices of tau bits
         self.codewords = codewords  # int16 (K,), bit t for tap t
-        self.channels = channels  # of a group
         self.count = count  # K
         self.unit = unit
         self.convs: dict[tuple[object, ...], Planned] = {}
@@ -37,17 +36,17 @@ class Prepared:
         found = self._dense.get(dtype)
         if found is not None:
             return found
-        _cuda_device.refuse_capture(self.words.device)
+        devices.refuse_capture(self.words.device)
         with torch.inference_mode(False), torch.no_grad():
             weight = decode().to(dtype)
-        _cuda_device.settle(self.words.device)
+        devices.settle(self.words.device)
         self._dense[dtype] = weight
         return weight
 
 
 def _is_same(tensor: Tensor, copy: Tensor) -> bool:
     """Whether a tensor is what it was; not looked at while a CUDA graph is captured: that waits for the device."""
-    return _cuda_device.is_capturing(tensor.device) or torch.equal(tensor, copy)
+    return devices.is_capturing(tensor.device) or torch.equal(tensor, copy)
 
 
 _weights = WeightCache[Prepared](_is_same)
@@ -67,12 +66,12 @@ def prepare(packed: Tensor, codebook: Tensor, units: int, codewords: int, unit: 
     """
 
     def make() -> Prepared:
-        _cuda_device.refuse_capture(packed.device)
+        devices.refuse_capture(packed.device)
         with torch.inference_mode(False), torch.no_grad():
             indices, bits = packed.cpu().contiguous(), codebook.cpu().contiguous()
-            _native.check_weight(indices, bits, units, codewords, unit)
+            cpu.check_weight(indices, bits, units, codewords, unit)
             words = torch.nn.functional.pad(indices, (0, -indices.shape[1] % _WORD_BYTES)).view(torch.int32)
             numbers = numbers_of_bits((unpack_codebook(bits, codewords, unit) > 0).flatten(1)).to(torch.int16)
-            return Prepared(words.to(packed.device), numbers.to(packed.device), units * unit[0], codewords, unit)
+            return Prepared(words.to(packed.device), numbers.to(packed.device), codewords, unit)
 
     return _weights.prepare(packed, codebook, units, codewords, unit, make)

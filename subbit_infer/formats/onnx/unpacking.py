@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from subbit_infer.core.codebook import tau_of
-from subbit_infer.core.conv_args import Call
+from subbit_infer.core.conv_args import ConvArgs
 from subbit_infer.core.epilogue import Epilogue
 from subbit_infer.formats.onnx.functions import DOMAIN, DOMAIN_VERSION, Kind
 
@@ -79,43 +79,43 @@ class _Interpreter(torch.fx.Interpreter):
 
 
 def _conv2d(*arguments: Any) -> Tensor:
-    call = Call(*arguments)
-    channels = call.packed_indices.shape[0]
+    args = ConvArgs(*arguments)
+    channels = args.packed_indices.shape[0]
     scale, bias = (
         vector.new_ones(channels, dtype=torch.float32) * usual if given is None else given.to(torch.float32)
-        for vector, given, usual in ((call.x, call.scale, 1.0), (call.x, call.bias, 0.0))
+        for vector, given, usual in ((args.x, args.scale, 1.0), (args.x, args.bias, 0.0))
     )
-    (sh, sw), (ph, pw), (dh, dw) = call.stride, call.padding, call.dilation
+    (sh, sw), (ph, pw), (dh, dw) = args.stride, args.padding, args.dilation
     y = torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{Kind(False, call.activation_bits, call.sign_zero).op_type}",
-        (call.x.to(torch.float32), call.packed_indices, call.packed_codebook, scale, bias),
+        f"{DOMAIN}::{Kind(False, args.activation_bits, args.sign_zero).op_type}",
+        (args.x.to(torch.float32), args.packed_indices, args.packed_codebook, scale, bias),
         {
-            **{"units": call.units, "codewords": call.codewords, "tau": tau_of(call.codewords)},
-            **{"unit": list(call.unit), "strides": [sh, sw], "pads": [ph, pw, ph, pw], "dilations": [dh, dw]},
-            "group": call.groups,
+            **{"units": args.units, "codewords": args.codewords, "tau": tau_of(args.codewords)},
+            **{"unit": list(args.unit), "strides": [sh, sw], "pads": [ph, pw, ph, pw], "dilations": [dh, dw]},
+            "group": args.groups,
         },
         dtype=torch.float32,
-        shape=call.check(),
+        shape=args.check(),
         version=DOMAIN_VERSION,
     )
-    y = Epilogue(None, None, call.residual, call.activation, call.slope, call.shift).apply(y)
-    return y.to(call.x.dtype)
+    y = Epilogue(None, None, args.residual, args.activation, args.slope, args.shift).apply(y)
+    return y.to(args.x.dtype)
 
 
 def _conv2d_packed(*arguments: Any) -> tuple[Tensor, _Words | Tensor, _Words | Tensor]:
-    call = Call(*arguments)
-    x: Any = call.x
+    args = ConvArgs(*arguments)
+    x: Any = args.x
     if isinstance(x, _Words):
         if x.signs_of is not None:
-            call = call._replace(x=x.signs_of, sign_zero=x.sign_zero)
+            args = args._replace(x=x.signs_of, sign_zero=x.sign_zero)
         else:
-            call = call._replace(x=_unpack(x, call.x_nonzero, 0), sign_zero=0)
+            args = args._replace(x=_unpack(x, args.x_nonzero, 0), sign_zero=0)
     elif x.dtype == torch.int64:
         raise ValueError("packed activations are an input of the model, which ONNX cannot express")
-    y = _conv2d(*call.of_conv2d)
-    if not call.packed_output:
+    y = _conv2d(*args.of_conv2d)
+    if not args.packed_output:
         return y, y.new_empty(0), y.new_empty(0)
-    return y, *_pack(y.to(torch.float32), call.pack_shift, call.pack_sign_zero)
+    return y, *_pack(y.to(torch.float32), args.pack_shift, args.pack_sign_zero)
 
 
 def _pack(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[_Words, _Words | Tensor]:

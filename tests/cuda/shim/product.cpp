@@ -1,14 +1,14 @@
-// The product's kernels, run on the CPU by the host shim, for tests/test_cuda_product.py.
+// The product's kernels, run on the CPU by the host shim, for tests/cuda/test_product.py.
 #include <cstdint>
 
 #include "call.h"
-#include "cuda/product/product_b1.cuh"
-#include "cuda/product/product_float.cuh"
-#include "cuda/product/product_half.cuh"
-#include "cuda/product/product_input.cuh"
-#include "cuda/product/product_int8.cuh"
-#include "cuda/product/product_weight.cuh"
-#include "cuda/product/product_wgmma.cuh"
+#include "cuda/product/bits.cuh"
+#include "cuda/product/float16_bfloat16.cuh"
+#include "cuda/product/float32.cuh"
+#include "cuda/product/input.cuh"
+#include "cuda/product/int8.cuh"
+#include "cuda/product/prepare_weight.cuh"
+#include "cuda/product/wgmma.cuh"
 
 namespace subbit {
 namespace {
@@ -34,13 +34,13 @@ Status run(TileChoice tile, const CudaParams& params, const CudaOperands& operan
   }
   switch (params.element) {
     case Element::kFloat32:
-      return run_with<NumbersKind<__nv_bfloat16, 3>, FloatsTile>(tile, params, operands);
+      return run_with<NumbersKind<__nv_bfloat16, 3>, Float32Tile>(tile, params, operands);
     case Element::kFloat16:
-      return run_with<NumbersKind<__half, 1>, HalvesTile>(tile, params, operands);
+      return run_with<NumbersKind<__half, 1>, Float16Tile>(tile, params, operands);
     case Element::kBfloat16:
       break;
   }
-  return run_with<NumbersKind<__nv_bfloat16, 1>, HalvesTile>(tile, params, operands);
+  return run_with<NumbersKind<__nv_bfloat16, 1>, Float16Tile>(tile, params, operands);
 }
 
 }  // namespace
@@ -79,7 +79,7 @@ std::int64_t product_scratch(const ConvCall* call) {
 }
 
 // Whether halves take the large tile.
-int product_is_large(const ConvCall* call) { return fills_device<HalvesTile>(params_of(*call)); }
+int product_is_large(const ConvCall* call) { return fills_device<Float16Tile>(params_of(*call)); }
 
 // Whether the call takes wgmma.
 int product_is_wgmma(const ConvCall* call) { return runs_wgmma(params_of(*call)); }
@@ -105,7 +105,7 @@ void split_call(const float* x, std::int64_t count, float* parts) {
 
 // d += a b of halves: a (16, 16), b (16, 8) by columns; the PTX ISA's row and column of each element of a fragment,
 // written out number by number.
-void mma_halves(const std::uint16_t* a, const std::uint16_t* b, float* d, int is_bfloat16) {
+void mma_float16(const std::uint16_t* a, const std::uint16_t* b, float* d, int is_bfloat16) {
   run_mma([&](unsigned g, unsigned t) {
     FragmentA fa{};
     FragmentB fb{};
@@ -213,8 +213,8 @@ void run_wgmma(const std::uint16_t* a, const std::uint16_t* b, float* d, int sli
 
 extern "C" {
 
-int wgmma_halves(const std::uint16_t* a, const std::uint16_t* b, float* d, int columns, int is_bfloat16, int slice,
-                 int without) {
+int wgmma_float16(const std::uint16_t* a, const std::uint16_t* b, float* d, int columns, int is_bfloat16, int slice,
+                  int without) {
   return static_cast<int>(guarded([&]() -> std::int64_t {
     if (columns == 64) {
       is_bfloat16 ? run_wgmma<8, __nv_bfloat16>(a, b, d, slice, without)

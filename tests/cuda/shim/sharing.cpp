@@ -1,8 +1,8 @@
-// The sharing kernel on the CPU, for tests: sizes and addresses come as plain arrays (tests/test_cuda_shim.py).
-#include "cuda/sharing/sharing.cuh"
-
+// The sharing kernel on the CPU, for tests: sizes and addresses come as plain arrays (tests/cuda/test_sharing.py).
 #include <cstdio>
 #include <exception>
+
+#include "cuda/sharing/kernel.cuh"
 
 using namespace subbit;
 
@@ -63,9 +63,9 @@ void clear_words(const SharingTask& task) {
 }
 
 void describe(const SharingTile& tile, std::int64_t* to) {
-  for (std::int64_t value : {std::int64_t{tile.halves}, std::int64_t{tile.words_per_lane}, std::int64_t{tile.warps},
-                             std::int64_t{tile.units}, std::int64_t{tile.buffers}, std::int64_t{tile.parts},
-                             tile.pixel_tiles, std::int64_t{tile.shared_bytes}}) {
+  for (std::int64_t value : {std::int64_t{tile.two_per_word}, std::int64_t{tile.words_per_lane},
+                             std::int64_t{tile.warps}, std::int64_t{tile.units}, std::int64_t{tile.buffers},
+                             std::int64_t{tile.parts}, tile.pixel_tiles, std::int64_t{tile.shared_bytes}}) {
     *to++ = value;
   }
 }

@@ -1,10 +1,10 @@
-// The sparse route's kernels, run on the CPU by the host shim, for tests/test_cuda_sparse.py.
+// The sparse route's kernels, run on the CPU by the host shim, for tests/cuda/test_sparse.py.
 #include <cstdint>
 
 #include "call.h"
-#include "cuda/product/product_input.cuh"
-#include "cuda/sparse/sparse_run.cuh"
-#include "cuda/sparse/sparse_weight.cuh"
+#include "cuda/product/input.cuh"
+#include "cuda/sparse/prepare_weight.cuh"
+#include "cuda/sparse/run.cuh"
 
 using namespace subbit;
 
@@ -73,7 +73,7 @@ void sparse_banks(int columns, int span, int pieces, int* banks) {
 
 // d += a b, a (16, 32) being 2:4 sparse, b (32, 8) by columns; compressed and laid out as the PTX ISA has it, number by
 // number. Lanes that the selector does not pick hold other metadata.
-void mma_sparse_halves(const std::uint16_t* a, const std::uint16_t* b, float* d, int is_bfloat16, int selector) {
+void mma_sparse_float16(const std::uint16_t* a, const std::uint16_t* b, float* d, int is_bfloat16, int selector) {
   const auto kept = [&](unsigned row, unsigned group) {
     struct {
       unsigned index[2];

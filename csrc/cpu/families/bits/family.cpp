@@ -1,23 +1,124 @@
+// All of the bits family but its kernels: costs, the weight's form, scratch memory, and a strip.
+#include "cpu/families/family.h"
+
 #include <algorithm>
 #include <cstring>
 
 #include "core/checked.h"
-#include "cpu/driver/run.h"
+#include "core/phases.h"
+#include "cpu/driver/aligned.h"
+#include "cpu/driver/planned.h"
+#include "cpu/families/table.h"
 
 namespace subbit {
+
+// ---- costs ----------------------------------------------------------------------------------------------
+
+// Nanoseconds, as in families/rows/family.cpp.
+struct BitsCosts {
+  double call;    // per image
+  double value;   // per input value that is packed
+  double load;    // per word of a patch and pixel
+  double match;   // per 8 outputs, word of a patch and pixel
+  double finish;  // per output value
+};
+const BitsCosts costs_binary_bits_avx512vbmi = {570, 0.21, 0.48, 0.48, 0.32};
+const BitsCosts costs_binary_bits_avx2 = {1000, 0.15, 1.2, 0.85, 0.29};
+const BitsCosts costs_binary_bits_scalar = {1000, 3.6, 3, 21, 3.3};
+
 namespace {
 
-class BitsRun : Run {
+// Whole images are staged, gaps between taps included, so this family is for taps close together.
+constexpr std::int64_t kMaxSpreadOfBits = 4;
+
+const BitsSteps& steps_of(const Kernel& kernel) { return std::get<BitsSteps>(kernel.steps); }
+
+double number(std::int64_t n) { return static_cast<double>(n); }
+
+// ---- the weight -----------------------------------------------------------------------------------------
+
+// The decoded weight.
+struct BitsForm final : WeightForm {
+  int words = 0;   // of 64 input channels
+  int halves = 0;  // of words, that have channels
+  std::int64_t group_bytes = 0;
+  AlignedBuffer weights;  // of each group, in either of the orders that MatchBitsTask names
+};
+
+std::unique_ptr<const BitsForm> make_bits_form(const DecodedWeight& weight, const Plan& plan, std::int64_t groups) {
+  const int unit = unit_channels(weight.unit), taps = kernel_taps(weight.unit);
+  const std::int64_t channels = weight.units * unit, words = ceil_div(channels, 64);
+  const std::int64_t outputs = weight.out_channels / groups;
+  const std::int64_t padded = round_up(outputs, kOutputsPerMatch);
+  auto made = std::make_unique<BitsForm>();
+  BitsForm& form = *made;
+  form.words = static_cast<int>(words);
+  form.halves = static_cast<int>(ceil_div(channels, 32));
+  const bool by_bytes = steps_of(*plan.kernel).code != nullptr;
+  form.group_bytes = checked_product({padded, taps, by_bytes ? form.halves * 4 : words * 8}, "prepared weight");
+  form.weights = AlignedBuffer(checked_product({groups, form.group_bytes}, "prepared weight"));
+  std::byte* out = form.weights.data();
+  const auto byte_of = [&](std::int64_t row, int tap, std::int64_t byte) {  // eight channels are a byte
+    if (!by_bytes) return ((row / 8 * taps + tap) * words + byte / 8) * 64 + row % 8 * 8 + byte % 8;
+    const std::int64_t lane = row % 16 * 2 + row / 16 % 2;
+    return ((row / 32 * taps + tap) * form.halves * 4 + byte) * 32 + lane;
+  };
+  for (std::int64_t o = 0; o < weight.out_channels; ++o) {
+    const std::int64_t row = o / outputs * padded + o % outputs;
+    for (std::int64_t c = 0; c < channels; ++c) {
+      const Codeword codeword = weight.codebook[weight.indices[o * weight.units + c / unit]];
+      for (int t = 0; t < taps; ++t) {
+        const int bit = codeword >> (c % unit + t) & 1;  // one of the two is always 0
+        out[byte_of(row, t, c / 8)] |= static_cast<std::byte>(bit << (c % 8));
+      }
+    }
+  }
+  return made;
+}
+
+// ---- a strip --------------------------------------------------------------------------------------------
+
+class BitsConv final : public PlannedConv {
  public:
-  using Run::Run;
+  BitsConv(const ConvPlan& plan, const BitsForm& form) : PlannedConv(plan), form_(form) {
+    const ConvProblem& params = plan.params;
+    const int taps = kernel_size(params.unit);
+    region_rows_ = positions_read(plan.strips.rows, taps, params.stride_h, params.dilation_h);
+    region_columns_ = positions_read(plan.strips.columns, taps, params.stride_w, params.dilation_w);
+    different_ = scratch_.take<std::uint16_t>({kFinishPixels, plan.strips.outputs});
+    staged_ = scratch_.take<std::uint64_t>({2, region_rows_, region_columns_, form.words});
+    packed_ = scratch_.take<std::uint64_t>({2, region_rows_, region_columns_, form.words});
+    if (steps_of(plan.kernel()).code) {
+      codes_ = scratch_.take<std::uint8_t>({region_rows_, region_columns_, form.words, 16});
+    }
+    used_count_ = scratch_.take<float>({kFinishPixels});
+  }
+
+  void run(const ConvOperands& operands, const Strip& strip, std::byte* scratch) const override;
+
+ private:
+  friend class BitsRun;
+  const BitsForm& form_;
+  std::int64_t region_rows_, region_columns_;  // the padded part of the input that a strip reads, at most
+  ScratchArray<std::uint16_t> different_;      // of kFinishPixels, [pixel][output]
+  ScratchArray<std::uint64_t> staged_;         // words of `used`, and then of `plus`
+  ScratchArray<std::uint64_t> packed_;         // of the image as it is
+  ScratchArray<std::uint8_t> codes_;           // of every word, with a code step
+  ScratchArray<float> used_count_;             // of kFinishPixels
+};
+
+class BitsRun : StripRun {
+ public:
+  BitsRun(const BitsConv& conv, const ConvOperands& operands, const Strip& strip, std::byte* scratch)
+      : StripRun(conv, operands, strip, scratch), conv_(conv), form_(conv.form_), steps_(steps_of(kernel_)) {}
 
   void operator()() const {
-    auto* used = scratch<std::uint64_t>(strips_.planes_at);
-    auto* different = scratch<std::uint16_t>(strips_.sums_at);
-    auto* used_count = scratch<float>(strips_.work_at);
-    auto* codes = scratch<std::uint8_t>(strips_.codes_at);
+    auto* used = conv_.staged_.in(scratch_);
+    auto* different = conv_.different_.in(scratch_);
+    auto* used_count = conv_.used_count_.in(scratch_);
+    auto* codes = conv_.codes_.in(scratch_);
     const std::int64_t rows = stage(used);
-    if (kernel_.bits.code) kernel_.bits.code({used, used + plane_words(), rows * row_words(), codes});
+    if (steps_.code) steps_.code({used, used + plane_words(), rows * row_words(), codes});
 
     const int size = kernel_size(params_.unit), taps = kernel_taps(params_.unit);
     std::int64_t tap_offset[9];
@@ -28,9 +129,9 @@ class BitsRun : Run {
     match.plus = plane_words();
     match.tap_offset = tap_offset;
     match.taps = taps;
-    match.words = plan_.bits->words;
-    match.halves = plan_.bits->halves;
-    match.weights = plan_.bits->weights.data() + strip_.group * plan_.bits->group_bytes;
+    match.words = form_.words;
+    match.halves = form_.halves;
+    match.weights = form_.weights.data() + strip_.group * form_.group_bytes;
     match.outputs = strips_.outputs;
     for (std::int64_t chunk = strip_.begin; chunk < strip_.end; chunk += kFinishPixels) {
       const std::int64_t end = std::min(chunk + kFinishPixels, strip_.end);
@@ -45,16 +146,16 @@ class BitsRun : Run {
         }
         match.different = different + (pixel - chunk) * strips_.outputs;
         match.used_count = used_count + (pixel - chunk);
-        kernel_.bits.match(match);
+        steps_.match(match);
       }
-      finish(chunk, end - chunk, different, -2, used_count);
+      finish(chunk, end - chunk, {different, strips_.outputs, -2, used_count, true});
     }
   }
 
  private:
-  std::int64_t words() const { return plan_.bits->words; }
-  std::int64_t row_words() const { return strips_.region_columns * words(); }
-  std::int64_t plane_words() const { return strips_.region_rows * row_words(); }
+  std::int64_t words() const { return form_.words; }
+  std::int64_t row_words() const { return conv_.region_columns_ * words(); }
+  std::int64_t plane_words() const { return conv_.region_rows_ * row_words(); }
 
   // The part of the input that the strip reads, padding included, as words of `used`, and of `plus` after them.
   // Returns how many rows there are.
@@ -100,7 +201,7 @@ class BitsRun : Run {
   // Floats first become words of the image as it is: rows without gaps all at once.
   Input pack_input(Range rows, Range columns) const {
     const std::int64_t width = columns.end - columns.begin, count = rows.end - rows.begin;
-    auto* plus = scratch<std::uint64_t>(strips_.responses_at);
+    auto* plus = conv_.packed_.in(scratch_);
     std::uint64_t* nonzero = plus + count * width * words();
     const float* x = input(0) + rows.begin * params_.x_h + columns.begin * params_.x_w;
     const bool gapless = width == params_.width && params_.x_h == width * params_.x_w;
@@ -125,12 +226,62 @@ class BitsRun : Run {
       }
     }
   }
+
+  const BitsConv& conv_;
+  const BitsForm& form_;
+  const BitsSteps& steps_;
+};
+
+void BitsConv::run(const ConvOperands& operands, const Strip& strip, std::byte* scratch) const {
+  BitsRun(*this, operands, strip, scratch)();
+}
+
+// ---- the family -----------------------------------------------------------------------------------------
+
+class BitsFamily final : public Family {
+ public:
+  const char* name() const override { return "bits"; }
+
+  bool fits(const Problem& problem) const override { return problem.spread <= kMaxSpreadOfBits; }
+
+  int units_per_block(const Kernel& /*kernel*/, const Problem& problem) const override {
+    return static_cast<int>(problem.units);
+  }
+
+  double nanoseconds(const Kernel& kernel, const Problem& p) const override {
+    const BitsCosts& c = *steps_of(kernel).costs;
+    const double words = number(kernel_taps(p.unit) * p.words());
+    double work = c.value * number(p.channels() * p.input_pixels);
+    work += words * number(p.pixels) * (c.load + c.match * number(padded_outputs(p.outputs) / 8));
+    work += c.finish * number(p.outputs * p.pixels);
+    return c.call + number(p.groups) * work;
+  }
+
+  bool reads_packed(const ConvProblem& params) const override { return params.groups == 1; }
+  bool reads_parts_of_rows(const ConvProblem& /*params*/) const override { return true; }
+  std::int64_t padded_outputs(std::int64_t outputs) const override { return round_up(outputs, kOutputsPerMatch); }
+
+  std::int64_t strip_pixels(const Kernel& kernel, const Problem& problem) const override {
+    // Per 64 channels and input pixel two words, as they are packed and as they are staged; and as much for codes.
+    const std::int64_t bytes = steps_of(kernel).code ? 48 : 32;
+    return std::min(8 * kStripBytes / (bytes * problem.words() * problem.spread * problem.spread), kMostStripPixels);
+  }
+
+  std::unique_ptr<const WeightForm> make_form(const DecodedWeight& weight, const Plan& plan,
+                                              std::int64_t groups) const override {
+    return make_bits_form(weight, plan, groups);
+  }
+
+  std::unique_ptr<const PlannedConv> plan(const ConvPlan& plan, const WeightForm& form) const override {
+    return std::make_unique<BitsConv>(plan, static_cast<const BitsForm&>(form));
+  }
 };
 
 }  // namespace
 
-void run_bits(const ConvPlan& plan, const ConvOperands& operands, const Strip& strip, std::byte* scratch) {
-  BitsRun(plan, operands, strip, scratch)();
+const Family& bits_family() {
+  static const BitsFamily family;
+  return family;
 }
 
 }  // namespace subbit

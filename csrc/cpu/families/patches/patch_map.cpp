@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/checked.h"
-#include "cpu/families/kernel.h"
+#include "cpu/families/patches/tasks.h"
 
 namespace subbit {
 namespace {

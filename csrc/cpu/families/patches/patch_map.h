@@ -1,4 +1,4 @@
-// What of a patch lies inside the image, for every output pixel: the patches layout needs it, and it depends on the
+// What of a patch lies inside the image, for every output pixel: the patches family needs it, and it depends on the
 // sizes of a call alone.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Parts of a codeword as the rows layout stages them.
+// Parts of a codeword as the rows family stages them.
 #pragma once
 
 #include "core/packed.h"

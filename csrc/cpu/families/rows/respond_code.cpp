@@ -41,7 +41,7 @@ class Writer {
       : unit_(unit),
         op_(kernel.activations == Activations::kBinary ? kBytes : kFloats),
         row_bytes_(static_cast<std::int32_t>(row_bytes)),
-        tile_bytes_(static_cast<int>(kernel.pixels * kernel.element_bytes())) {}
+        tile_bytes_(static_cast<int>(kernel.pixels * (kernel.activations == Activations::kBinary ? 1 : 4))) {}
 
   std::vector<std::uint8_t> write(const std::vector<Codeword>& codewords) {
     out_.push(kFirstMask);
@@ -223,7 +223,7 @@ bool is_allowed() {
 std::unique_ptr<const RespondCode> RespondCode::make(Unit unit, const std::vector<Codeword>& codewords,
                                                      const Kernel& kernel, std::int64_t row_bytes) {
 #if SUBBIT_X86
-  if (kernel.level == Level::kScalar || !is_allowed()) return nullptr;
+  if (!runs_on(Level::kAvx2, kernel.level) || !is_allowed()) return nullptr;  // it is code for AVX2
   const std::vector<std::uint8_t> code = Writer(unit, kernel, row_bytes).write(codewords);
   // Written first and made executable then: never both at once, which hardened systems refuse.
   void* memory = mmap(nullptr, code.size(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

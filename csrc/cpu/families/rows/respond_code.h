@@ -1,4 +1,4 @@
-// The respond step of the rows layout as machine code made for one codebook.
+// The respond step of the rows family as machine code made for one codebook.
 //
 // Which three sums make a codeword is known when the weight is prepared. Code that knows it too keeps all sums of a
 // tile in registers and does two additions and a store per codeword, without loads, loops or branches: 18 to 20 ns per

@@ -1,4 +1,4 @@
-// The steps of the rows layout over a vector type V, for the ISA files to instantiate. V says how many lanes
+// The steps of the rows family over a vector type V, for the ISA files to instantiate. V says how many lanes
 // it has, what its elements are, and how to load, store, add and subtract them (see vec_*.h).
 //
 // Everything is static: an ISA file's instance must never be the one that the linker keeps for another's.
@@ -6,7 +6,9 @@
 
 #include <cstdint>
 
-#include "cpu/families/kernel.h"
+#include "cpu/epilogue/tasks.h"
+#include "cpu/families/rows/tasks.h"
+#include "cpu/families/stage_task.h"
 #include "cpu/simd/transpose.h"
 
 namespace subbit {
