@@ -184,8 +184,7 @@ def _with_layer(
         layer.to_empty(device=device)
     if not name:
         return layer
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, layer)
+    model.set_submodule(name, layer)
     return model
 
 
