@@ -1,5 +1,5 @@
-// One convolution: sizes, strides in elements, options; and apart from them the pointers of a call. Plain data, checked
-// by the caller.
+// One convolution: sizes, strides in elements, options, and the one check of them; and apart from them the pointers of
+// a call. Plain data.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +35,13 @@ struct ConvProblem {
 
   int threads = 1;
 };
+
+// Throws std::invalid_argument for what no convolution has, or what overflows. Both Python modules call it; drivers,
+// planners and kernels rely on it.
+void check(const ConvProblem& problem);
+
+// Throws std::invalid_argument with the rule where it does not hold.
+void expect(bool holds, const char* rule);
 
 // y = activation(scale * sum + bias + residual) + shift, each operation rounded by itself; what is null is left out.
 // Packed activations are words of 64 channels, [n][row][column][word] (subbit_infer/activations.py).

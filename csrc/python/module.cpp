@@ -42,8 +42,9 @@ std::unique_ptr<Conv> make_conv(const Weight& weight, const Quad& x_shape, const
                                 bool sign_zero, int activation, int threads, const std::optional<std::string>& level,
                                 const std::optional<std::string>& plan) {
   const DecodedWeight& decoded = weight.decoded();
-  ConvProblem params = conv_params(decoded.unit, x_shape, x_strides, y_shape, y_strides, residual_strides, packs,
-                                   stride, padding, dilation, groups, binary, sign_zero, activation);
+  const ConvProblem problem =
+      conv_problem(decoded.unit, x_shape, x_strides, y_shape, y_strides, residual_strides, packs, stride, padding,
+                   dilation, groups, binary, sign_zero, activation, threads);
   expect(y_shape[1] == decoded.out_channels && x_shape[1] == decoded.units * unit_channels(decoded.unit) * groups,
          "the channels do not fit the weight");
   const auto rows_follow = [&](const std::optional<Quad>& strides) {
@@ -51,12 +52,10 @@ std::unique_ptr<Conv> make_conv(const Weight& weight, const Quad& x_shape, const
   };
   expect(rows_follow(y_strides), "the output's rows must follow each other");
   expect(rows_follow(residual_strides), "the residual's rows must follow each other");
-  expect(threads >= 1, "threads must be at least 1");
-  params.threads = threads;
   const Level used = level ? parse_level(*level) : active_level();
   const std::string wanted = plan ? *plan : wanted_plan();
   const py::gil_scoped_release release;
-  return std::make_unique<Conv>(weight, params, used, wanted);
+  return std::make_unique<Conv>(weight, problem, used, wanted);
 }
 
 void run_conv(const Conv& conv, std::uintptr_t x, std::uintptr_t x_nonzero, std::uintptr_t y, std::uintptr_t y_plus,

@@ -119,8 +119,8 @@ Conv make_conv(Unit unit, int codewords, int element, const Quad& x_shape, const
   params.element = element_of(element);
   params.codewords = codewords;
   params.capability = capability;
-  params.conv = conv_params(unit, x_shape, x_strides, y_shape, y_strides, residual_strides, packs, stride, padding,
-                            dilation, groups, binary, sign_zero, activation);
+  params.conv = conv_problem(unit, x_shape, x_strides, y_shape, y_strides, residual_strides, packs, stride, padding,
+                             dilation, groups, binary, sign_zero, activation, 1);
   return Conv(params);
 }
 
