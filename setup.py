@@ -30,6 +30,7 @@ class CMakeBuild(build_ext):
         """Configures and builds in the temporary directory that setuptools names."""
         import pybind11
 
+        ninja = shutil.which("ninja")  # None: CMake looks for it by other names, and says what is missing
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
@@ -40,7 +41,7 @@ class CMakeBuild(build_ext):
             f"-DSUBBIT_CUDA={os.environ.get('SUBBIT_CUDA', 'AUTO')}",
             # An isolated build brings its own ninja and pybind11 and deletes them afterwards, while CMake's cache
             # remembers where they were. So every build says anew where its tools are.
-            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
+            *([f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",

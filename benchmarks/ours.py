@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from layers import Problem
 from results import A1, A1_PACKED, A32
-from subbit_infer import conv, models, pack
+from subbit_infer import conv, convert, pack
 from subbit_infer.backends import cpu, native
 from subbit_infer.backends.executable import addresses
 from subbit_infer.core.conv_args import ConvArgs, Outputs
@@ -50,22 +50,22 @@ def all_of(problem: Problem) -> list[Contender]:
 
 
 def a32_network(dense: nn.Module, images: Tensor) -> Contender:
-    """A whole network of float activations, fused, against the dense one."""
-    fused = models.fuse(models.to_subbit(dense))
-    return Contender(A32, lambda: fused(images), dense(images), bound=1e-4)
+    """A whole network of float activations, folded, against the dense one."""
+    folded = convert(dense, images, fold=True).model
+    return Contender(A32, lambda: folded(images), dense(images), bound=1e-4)
 
 
 def a1_network(name: str, dense: nn.Module, images: Tensor) -> Contender:
-    """A whole network of binary activations, fused, against the same with every sub-bit layer by the reference.
+    """A whole network of binary activations, folded, against the same with every sub-bit layer by the reference.
 
     Those have the same bits. The dense network's results may be anything else, as soon as a single activation is within
-    rounding of 0: its sign flips, and random weights blow that up. That fused and dense networks are the same where
-    nothing is rounded is what tests/test_models.py shows.
+    rounding of 0: its sign flips, and random weights blow that up. That folded and dense networks are the same where
+    nothing is rounded is what tests/models/test_models.py shows.
     """
-    fused = models.fuse(models.to_subbit(dense))
+    folded = convert(dense, images, fold=True).model
     with mock.patch.dict(native.UNITS, clear=True):  # no unit has compiled kernels
-        expected = fused(images)
-    return Contender(name, lambda: fused(images), expected)
+        expected = folded(images)
+    return Contender(name, lambda: folded(images), expected)
 
 
 RAW_US = 100.0  # of a run that is timed, about: single calls of microseconds a clock cannot tell apart

@@ -32,8 +32,9 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from subbit_infer import convert
 from subbit_infer.backends import native
-from subbit_infer.models import body_convs, calibrate, fuse, make_subbit_weights, resnet18, to_subbit
+from subbit_infer.models import body_convs, calibrate, make_subbit_weights, resnet18, to_subbit
 
 TAU = 5
 SIDE = 224
@@ -79,7 +80,7 @@ class Case:
 class Networks:
     """A dense network and its sub-bit form for one kind of activations, and the images they see.
 
-    The sub-bit network is fused: BatchNorms, activations and shortcuts are in the convolutions' epilogues.
+    The sub-bit network is folded: BatchNorms, activations and shortcuts are in the convolutions' epilogues.
     """
 
     activation_bits: int
@@ -167,7 +168,7 @@ def make_networks(activation_bits: int) -> Networks:
     calibrate(dense, images[:1])
     subbit = to_subbit(dense)
     cases = make_cases(dense, subbit, images[:1], activation_bits)
-    return Networks(activation_bits, dense, fuse(subbit), images, cases)
+    return Networks(activation_bits, dense, convert(dense, images[:1], fold=True).model, images, cases)
 
 
 def make_cases(dense: nn.Module, subbit: nn.Module, image: Tensor, activation_bits: int) -> list[Case]:

@@ -1,4 +1,4 @@
-"""``subbit bench``: a model as it was against the same one converted."""
+"""``subbit bench``: a model against its conversion."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def bench(
     source: Source,
     model: Model = None,
     inputs: Inputs = None,
-    fold: Annotated[bool, typer.Option("--fold", help="Fold what surrounds the layers into them.")] = False,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of both.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each that are timed.")] = 20,
+    fold: Annotated[bool, typer.Option("--fold", help="Fold the operations around the layers into them.")] = False,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads for either.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 20,
     device: Device = "cpu",
     half: Annotated[bool, typer.Option("--half", help="Both in float16 and channels_last.")] = False,
     json: Json = False,
 ) -> None:
-    """Time a model and the same one converted, in turns, after their outputs were found equal; medians.
+    """Time a model before and after conversion, by turns, once their outputs have been found equal; print medians.
 
-    A model that is converted already is timed alone.
+    A model that is already converted is timed alone.
     """
     example, target = example_inputs(inputs), device_of(device)
     if suffix_of(source) in (".onnx", ".pt2") and (half or target.type != "cpu"):
@@ -96,9 +96,9 @@ def _text(result: Mapping[str, Any]) -> str:
 
 
 def _medians(runs: Mapping[str, Run], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median milliseconds of each; they take turns, so that all meet the same weather on the machine.
+    """Median milliseconds of each. They take turns, so that all see the machine in the same state.
 
-    A turn is one run that is not timed, to have the caches hold this one's data and not the last one's, and one timed.
+    A turn is one run that is not timed, so that the caches hold this one's data and not the last one's, and one timed.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     with working("Measuring", _WARM_UP + rounds) as step:
@@ -140,7 +140,7 @@ def _halved(x: Tensor) -> Tensor:
 
 
 def _torch_runs(source: str, model: str | None, example: Any, fold: bool, place: _Place) -> dict[str, Run]:
-    """What to time: the model and the same one converted, whose outputs convert compares; or a converted one alone."""
+    """What to time: the model and its conversion, whose outputs convert compares; or a converted model alone."""
     original: Any
     if suffix_of(source) == ".pt2":
         if model is not None:
@@ -199,12 +199,12 @@ def _session(path: Path, threads: int) -> Any:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its own, of no common kind
+    except Exception as error:  # of its own types, which share no base class
         raise ValueError(f"ONNX Runtime cannot run {path}: {error}") from error
 
 
 def _feed(wanted: Sequence[Any], example: tuple[Tensor, ...] | None) -> dict[str, Any]:
-    """The inputs by name: those given, or random ones of the shapes that the model says."""
+    """The inputs by name: those given, or random ones of the shapes that the model declares."""
     if example is None:
         shapes = [one.shape for one in wanted]
         if not all(isinstance(size, int) for shape in shapes for size in shape):

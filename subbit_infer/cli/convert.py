@@ -27,11 +27,11 @@ from subbit_infer.core.atomic import replacing
 
 Fold = Annotated[
     bool,
-    typer.Option("--fold", help="Fold BatchNorms, shortcuts, activations and signs into the layers: faster."),
+    typer.Option("--fold", help="Fold BatchNorms, shortcuts, activations and signs into the layers, which is faster."),
 ]
 Verify = Annotated[
     bool | None,
-    typer.Option(help="Compare outputs before writing; the default where an input is known.", show_default=False),
+    typer.Option(help="Compare outputs before writing; the default if an input is known.", show_default=False),
 ]
 
 
@@ -63,16 +63,16 @@ def convert(
 def compress(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="package.module:callable, or the name of a network.")],
     output: Out,
-    tau: Annotated[int, typer.Option(min=1, max=8, help="Bits of an index: 2^tau codewords a layer.")] = 5,
+    tau: Annotated[int, typer.Option(min=1, max=8, help="Bits per index: 2^tau codewords per layer.")] = 5,
     method: Annotated[
-        str, typer.Option(help="How codebooks are found: frequent, kmeans, vanilla or equal_intervals.")
+        str, typer.Option(help="How codebooks are chosen: frequent, kmeans, vanilla or equal_intervals.")
     ] = "frequent",
     inputs: Inputs = None,
     fold: Fold = False,
     verify: Verify = None,
     json: Json = False,
 ) -> None:
-    """Make the weights of a network sub-bit, without training, convert it and write it; check its accuracy then."""
+    """Make a network's weights sub-bit without training, convert it and write it. Check its accuracy afterwards."""
     if not is_code(source):
         raise UsageError(f"MODEL must be package.module:callable or the name of a network, got {source!r}")
     check_out(output, source, traces=not inputs)

@@ -1,4 +1,4 @@
-"""``subbit env``: what runs here, and why something does not."""
+"""``subbit env``: what is available here, and why something is not."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from subbit_infer.diagnostics.plans import explain as explain_model
 def explain(
     source: Source, model: Model = None, inputs: Inputs = None, device: Device = "cpu", json: Json = False
 ) -> None:
-    """Show which kernel each sub-bit layer runs with such an input, and why; a dense model is converted first."""
+    """Show which kernel each sub-bit layer runs for such an input, and why; a dense model is converted first."""
     example = example_inputs(inputs)
     if example is None:
         raise UsageError("explain needs --input, as --input 1x3x224x224")

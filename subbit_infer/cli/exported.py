@@ -1,6 +1,6 @@
-"""Exported programs (.pt2) that strangers made: read without running anything that they hold.
+"""Exported programs (.pt2) from untrusted sources: read without running anything that they hold.
 
-torch makes no promise here: ``torch.export.load`` unpickles inputs and constants, loads compiled code (AOTInductor),
+torch promises nothing here: ``torch.export.load`` unpickles inputs and constants, loads compiled code (AOTInductor),
 gives expressions of sizes to sympy, which evaluates them, and writes names into source code that it runs. So each part
 is looked at first, and torch is given an archive of just these parts.
 """
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-_MOST_BYTES = 2**36  # of all parts, unpacked; there is no model like that
+_MOST_BYTES = 2**36  # of all parts, unpacked; no model is that large
 _COMPILED = re.compile(r"/(data/aotinductor|data/executorch|.*(opaque|custom)_obj_)|\.(so|dll|dylib|py|pyc)$")
 _GRAPH = re.compile(r"^([^/]+/)?(models/|serialized_exported_program\.json$)")
 _EXTRA = re.compile(r"^[^/]+/extra/")  # files of the user's, which torch hands out as text
@@ -44,11 +44,11 @@ _EXPRESSION_PARTS = (
 
 
 def load_program(path: Path) -> ExportedProgram:
-    """Reads a .pt2 file, wholly checked.
+    """Reads a .pt2 file after checking all of it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is none, is corrupt, was made by another version of torch, or holds what could run code.
+        ValueError: it is not one, is corrupt, was made by another version of torch, or holds what could run code.
     """
     parts = read_parts(path)
     archive = io.BytesIO()
@@ -101,7 +101,7 @@ def program_parts(parts: dict[str, bytes]) -> list[str]:
 
 @contextmanager
 def _without_pickles() -> Iterator[None]:
-    """Holds ``torch.load`` to tensors and plain values, whatever its callers ask for."""
+    """Restricts ``torch.load`` to tensors and plain values, whatever its callers ask for."""
     names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
     before = {name: os.environ.pop(name, None) for name in names}
     os.environ[names[0]] = "1"
@@ -122,7 +122,7 @@ def _check_json(path: Path, name: str, content: bytes) -> None:
 
 
 def _check_value(value: Any, key: str) -> None:
-    """Checks every string by the key that it, or the list that it is in, has."""
+    """Checks every string according to its key, or the key of the list that holds it."""
     if isinstance(value, dict):
         for inner, item in value.items():
             _check_word(inner)
@@ -156,7 +156,7 @@ def _check_word(value: str) -> None:
 
 
 def _check_expression(text: str) -> None:
-    """Checks that an expression is one of sizes, for it is evaluated as Python: by sympy, or as a guard of inputs."""
+    """Checks that an expression is only about sizes: it is evaluated as Python, by sympy or as a guard of inputs."""
     try:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:

@@ -17,7 +17,7 @@ from subbit_infer.cli.sources import check_file
 from subbit_infer.core.tables import Tabular
 
 Described = tuple[dict[str, Any], list[Tabular | str]]
-"""What a file holds: as data for JSON, and as reports to print below each other."""
+"""What a file holds: as data for JSON, and as reports to print one below the other."""
 
 _OURS = "torch.ops.subbit_infer."
 _DENSE = ("torch.ops.aten.conv2d.", "torch.ops.aten.convolution.", "torch.ops.aten.linear.", "torch.ops.aten.addmm.")
@@ -64,7 +64,7 @@ def _exported(path: Path) -> Described:
 
 
 def _targets(value: Any) -> list[str]:
-    """The target of every node of a graph, inner graphs too."""
+    """The target of every node of a graph, including inner graphs."""
     if isinstance(value, dict):
         found = [value["target"]] if isinstance(value.get("target"), str) and "inputs" in value else []
         return [*found, *(target for item in value.values() for target in _targets(item))]

@@ -22,7 +22,7 @@ CARRIERS = (".safetensors", ".pt2", ".onnx")
 
 Out = Annotated[
     Path,
-    typer.Option("-o", "--output", metavar="OUT", help="A .safetensors, .pt2 or .onnx file; replaced if it is there."),
+    typer.Option("-o", "--output", metavar="OUT", help="A .safetensors, .pt2 or .onnx file; replaced if it exists."),
 ]
 
 

@@ -21,7 +21,7 @@ from subbit_infer.core.tables import Tabular
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 
-_EXPECTED = (ValueError, TypeError, OSError, ImportError, NotImplementedError)  # whose messages say what is wrong
+_EXPECTED = (ValueError, TypeError, OSError, ImportError, NotImplementedError)  # their messages say what is wrong
 
 
 class UsageError(ValueError):
@@ -62,7 +62,7 @@ def _in_one_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings and log lines of libraries: what matters, a command says itself."""
+    """Silences the warnings and logs of libraries: a command itself says what matters."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -77,8 +77,8 @@ def _quiet() -> Iterator[None]:
 def working(text: str, total: int | None = None) -> Iterator[Callable[[], None]]:
     """A progress bar on stderr, if that is a terminal, while the block runs; what models print goes to stderr.
 
-    Gives a function to call after each of ``total`` steps. Nothing redraws the bar where steps are counted: it would
-    run beside what is being measured.
+    Gives a function to call after each of ``total`` steps. Nothing redraws the bar between counted steps: that
+    would disturb what is being measured.
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -97,7 +97,7 @@ def working(text: str, total: int | None = None) -> Iterator[Callable[[], None]]
 
 
 def note(text: str) -> None:
-    """Tells something beside the result."""
+    """Prints a remark that is not part of the result."""
     print(text, file=sys.stderr)
 
 

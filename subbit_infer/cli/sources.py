@@ -1,4 +1,4 @@
-"""What a command is given: files of four kinds, Python callables, names of our models, and sizes of inputs."""
+"""What a command takes: files of four kinds, Python callables, names of our models, and sizes of inputs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ Inputs = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", help="What a .safetensors is loaded into: package.module:callable or a network's name."),
+    typer.Option(
+        "--model", help="What a .safetensors file is loaded into: package.module:callable or a network's name."
+    ),
 ]
 
 Device = Annotated[str, typer.Option("--device", help="Where it runs: cpu, cuda or cuda:1.")]
@@ -61,12 +63,12 @@ def suffix_of(source: str) -> str:
 
 
 def is_code(source: str) -> bool:
-    """Whether a model is named that Python code makes, not a file."""
+    """Whether the source names a model that Python code makes, rather than a file."""
     return source in NETWORKS or (bool(_CALLABLE.fullmatch(source)) and not Path(source).exists())
 
 
 def check_file(path: str, suffixes: Sequence[str] = SUFFIXES) -> Path:
-    """The path of a file that is there.
+    """The path of a file that exists.
 
     Raises:
         UsageError: it has none of these suffixes.
@@ -83,7 +85,7 @@ def example_inputs(shapes: Sequence[str] | None) -> tuple[Tensor, ...] | None:
     """Random inputs of these shapes, the same every time; None without any.
 
     Raises:
-        UsageError: one is no shape.
+        UsageError: one is not a shape.
     """
     if not shapes:
         return None
@@ -119,7 +121,7 @@ def build(source: str) -> nn.Module:
 
     Raises:
         UsageError: it is neither.
-        ValueError: the module cannot be imported, has no such callable, or this gives no module.
+        ValueError: the module cannot be imported, has no such callable, or the callable returns no module.
     """
     with working(f"Making {source}"):
         if source in NETWORKS:
@@ -176,5 +178,5 @@ def read_program(source: str) -> ExportedProgram:
 
 
 def has_subbit_layers(module: nn.Module) -> bool:
-    """Whether it is converted already."""
+    """Whether it is already converted."""
     return any(isinstance(layer, SubbitConv2d | SubbitLinear) for layer in module.modules())

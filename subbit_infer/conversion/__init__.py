@@ -1,1 +1,1 @@
-"""Models in, models out: sub-bit weights detected, and layers put in."""
+"""Converts models: detects sub-bit weights and puts sub-bit layers in."""

@@ -1,4 +1,4 @@
-"""Sub-bit weights for a network that has none, without training: each unit becomes the nearest codeword."""
+"""Makes the weights of a network sub-bit without training: each unit becomes the nearest codeword."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a dense weight is sub-bit, and as what it is packed then."""
+"""Detects sub-bit weights and packs them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def recognize(weight: Tensor, bias: Tensor | None = None, *, tolerance: float = 
 
     Returns:
         The packed weight of the units 1x3x3 or 8x1x1. Its scale, alpha, is the channel's magnitude where that is one
-        number, and the mean magnitude else; it is negative in channels whose opposite needs fewer bits per index.
+        number, and the mean magnitude else; it is negative in channels whose opposite makes an index shorter.
 
     Raises:
         NotSubbitError: it is not; why is the message.
@@ -44,47 +44,54 @@ def recognize(weight: Tensor, bias: Tensor | None = None, *, tolerance: float = 
     check_unit(weight)
     scale = alpha_of(weight, tolerance)
     signs = weight.sign()
-    packed = _pack(signs, scale, bias)
-    if packed is None or packed.tau > 1:
-        turned = _turned(signs)
-        if bool((turned < 0).any()):
-            other = _pack(signs * turned[:, None, None, None], scale, bias)
-            if other is not None and (packed is None or other.tau < packed.tau):
-                packed = replace(other, scale=scale * turned)
-    if packed is None:
+    numbers, taps = _unit_numbers(signs)
+    count = len(numbers.unique())
+    flips = channel_flips(numbers, taps) if count > 2 else torch.ones(len(numbers))  # 2 units take one bit anyway
+    fewer = len(_flipped(numbers, flips, taps).unique())
+    if min(count, fewer) > codebooks.MAX_CODEWORDS:
         raise NotSubbitError(f"more than {codebooks.MAX_CODEWORDS} distinct units")
-    return packed
+    magnitudes = scale[:, None, None, None]
+    if codebooks.tau_of(fewer) < codebooks.tau_of(count):
+        flips = flips.to(weight.device)
+        packed = PackedWeight.from_dense(signs * flips[:, None, None, None] * magnitudes, bias=bias)
+        return replace(packed, scale=scale * flips)
+    return PackedWeight.from_dense(signs * magnitudes, bias=bias)
 
 
-def _pack(signs: Tensor, scale: Tensor, bias: Tensor | None) -> PackedWeight | None:
-    """The packed weight, or None where there are too many distinct units."""
-    try:
-        return PackedWeight.from_dense(signs * scale[:, None, None, None], bias=bias)
-    except ValueError as error:
-        if "distinct units" not in str(error):
-            raise
-        return None
-
-
-def _turned(signs: Tensor) -> Tensor:
-    """(C_out,) of +-1: -1 for channels whose opposite brings fewer new units.
-
-    A BatchNorm of negative gain that was folded into a weight turns its channels around, so that up to twice as many
-    distinct units occur. A negative scale turns them back.
-    """
+def _unit_numbers(signs: Tensor) -> tuple[Tensor, int]:
+    """A number per unit, (C_out, U) on the CPU, of which bit n is the sign of tap n; and the taps of a unit."""
     unit = codebooks.default_unit((signs.shape[2], signs.shape[3]))
     bits = (codebooks.units_of(signs, unit) > 0).flatten(2).to(torch.int64)
     taps = bits.shape[2]
-    numbers = (bits << torch.arange(taps, device=bits.device)).sum(2).cpu()
+    return (bits << torch.arange(taps, device=bits.device)).sum(2).cpu(), taps
+
+
+def _flipped(numbers: Tensor, flips: Tensor, taps: int) -> Tensor:
+    return torch.where(flips[:, None] < 0, 2**taps - 1 - numbers, numbers)
+
+
+def channel_flips(numbers: Tensor, taps: int) -> Tensor:
+    """Sign flips that reduce distinct units.
+
+    A BatchNorm of negative gain that was folded into a weight flips its channels, so that up to twice as many distinct
+    units occur. A negative scale flips them back.
+
+    Args:
+        numbers: (C_out, U), a number per unit, whose bits are the signs of its taps.
+        taps: of a unit.
+
+    Returns:
+        (C_out,) of +-1: -1 for channels whose opposite brings fewer new units.
+    """
     seen = torch.zeros(2**taps, dtype=torch.bool)
-    turned = torch.ones(len(numbers))
+    flips = torch.ones(len(numbers))
     for channel, units in enumerate(numbers):
         own = units.unique()
         opposite = 2**taps - 1 - own
         if int((~seen[opposite]).sum()) < int((~seen[own]).sum()):
-            turned[channel], own = -1, opposite
+            flips[channel], own = -1, opposite
         seen[own] = True
-    return turned.to(signs.device)
+    return flips
 
 
 def check_unit(weight: Tensor) -> None:

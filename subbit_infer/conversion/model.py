@@ -1,7 +1,8 @@
-"""Replaces the sub-bit layers of a trained model by fast ones: a module, or a program from torch.export."""
+"""Replaces sub-bit layers of a trained model by fast ones: in a module, or in a program from torch.export."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import torch
@@ -9,8 +10,8 @@ from torch.export import ExportedProgram
 
 from subbit_infer.conversion import graph
 from subbit_infer.conversion.modules import swap
-from subbit_infer.conversion.report import Converted
-from subbit_infer.conversion.verification import VerificationError, call_arguments, compare, hint, run
+from subbit_infer.conversion.report import Converted, LayerReport, Report
+from subbit_infer.conversion.verification import Arguments, VerificationError, call_arguments, compare, hint, run
 
 __all__ = ["VerificationError", "convert"]
 
@@ -99,14 +100,45 @@ def convert(
     if arguments is None and (verify or (fold and is_module)):
         raise ValueError(f"example_input must be given to {'verify' if verify else 'fold'}, got None")
     expected = run(model, arguments) if verify and arguments is not None else []
-    converted: Converted[Any]
-    if isinstance(model, ExportedProgram):
-        converted = graph.rewrite_program(model, folds=fold)
-    else:
-        converted = swap(model, example_input, in_place=in_place)
-        if fold and arguments is not None:
-            folded = graph.rewrite(graph.capture(converted.model, arguments[0]))
-            converted = folded if folded.report.converted else converted
+    # Not inference tensors, even if called so: those do not count changes, and layers compare them at every call.
+    with torch.inference_mode(False), torch.no_grad():
+        converted = _converted(model, example_input, arguments, in_place=in_place, fold=fold)
     if verify and arguments is not None:
         compare(expected, run(converted.model, arguments), tolerance, hint(converted.report, fold))
     return converted
+
+
+def _converted(
+    model: torch.nn.Module | ExportedProgram,
+    example_input: Any,
+    arguments: Arguments | None,
+    *,
+    in_place: bool,
+    fold: bool,
+) -> Converted[Any]:
+    if isinstance(model, ExportedProgram):
+        return graph.rewrite_program(model, folds=fold)
+    replaced = swap(model, example_input, in_place=in_place)
+    if not fold or arguments is None:
+        return replaced
+    folded = graph.rewrite(graph.capture(replaced.model, arguments[0]))
+    if not folded.report.converted:
+        return replaced
+    return Converted(folded.model, _with_reasons(folded.report, replaced.report, model))
+
+
+def _with_reasons(folded: Report, replaced: Report, model: torch.nn.Module) -> Report:
+    """The report of a folded graph, with what module replacement said of the same layers and of those never called."""
+    before = {layer.name: layer for layer in replaced.layers}
+    layers = [_with_reason(layer, before.pop(layer.name, layer)) for layer in folded.layers]
+    paths = {path for path, module in model.named_modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)}
+    unseen = [layer for layer in before.values() if layer.name in paths and not layer.is_converted]
+    return Report((*layers, *unseen), (*replaced.notes, *folded.notes))
+
+
+def _with_reason(layer: LayerReport, before: LayerReport) -> LayerReport:
+    """A layer with the remark, or the reason, of module replacement; a reason that no longer holds is left out."""
+    if layer.is_converted != before.is_converted:
+        return layer
+    reasons = dict.fromkeys(filter(None, (layer.why, before.why)))
+    return replace(layer, why="; ".join(reasons))

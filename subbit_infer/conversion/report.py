@@ -1,4 +1,4 @@
-"""What was done to each layer of a model, and why not more: what convert and compress return with it."""
+"""Reports of convert and compress: what each layer became, or why it stayed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a converted model gives the same outputs as the original."""
+"""Compares the outputs of a converted model with those of the original."""
 
 from __future__ import annotations
 

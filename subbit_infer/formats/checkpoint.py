@@ -134,8 +134,8 @@ def snn_model(path: str | os.PathLike[str]) -> Converted[nn.Module]:
         path: as in :func:`load_snn`. The number of blocks and of classes is read from it.
 
     Returns:
-        A :class:`~subbit_infer.models.ReActNet` in evaluation mode, which :func:`~subbit_infer.models.fuse` makes
-        faster; and the report of :class:`SnnCheckpoint`.
+        A :class:`~subbit_infer.models.ReActNet` in evaluation mode, to be folded by
+        ``subbit_infer.convert(network, images, fold=True)``; and the report of :class:`SnnCheckpoint`.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load_snn`, or the tensors are not those of such a network.
@@ -229,8 +229,7 @@ def _put_layers(model: ReActNet, layers: Iterable[SnnLayer]) -> None:
         if (weight.out_channels, weight.units) != (conv.out_channels, conv.in_channels):
             raise ValueError(f"{name}.weight must have shape {tuple(conv.weight.shape)}, got {_entry_shape(weight)}")
         layer = SubbitConv2d.from_packed(weight, stride=(conv.stride[0], conv.stride[1]), padding=1, activation_bits=1)
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, layer)
+        model.set_submodule(name, layer)
 
 
 def _put_state(model: ReActNet, state: dict[str, Tensor]) -> None:

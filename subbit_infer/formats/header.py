@@ -29,7 +29,7 @@ _MOST = 2**31  # sizes, strides, paddings and dilations are below
 
 
 def key_of(layer: str, tensor: str) -> str:
-    """The name that a layer's tensor has in the state_dict of the model; the model's own name is empty."""
+    """The name of a layer's tensor in the model's state_dict; the model's own name is empty."""
     return f"{layer}.{tensor}" if layer else tensor
 
 
@@ -57,12 +57,12 @@ def _is_int(value: object, least: int = 1) -> bool:
 
 
 def is_ints(value: object, count: int, least: int) -> bool:
-    """Whether a value of JSON is a list of so many integers, each in [least, 2^31)."""
+    """Whether a JSON value is a list of ``count`` integers, each in [least, 2^31)."""
     return isinstance(value, list) and len(value) == count and all(_is_int(v, least) for v in value)
 
 
 def _check_entry(path: str | os.PathLike[str], name: str, entry: object) -> None:
-    """Checks a layer's entry of the metadata field by field; what a field may mean, the layer's constructor checks."""
+    """Checks a layer's entry of the metadata field by field; the layer's constructor checks what the values mean."""
     if not isinstance(entry, dict):
         raise ValueError(f"{path}: layer {name!r} must be a JSON object, got {type(entry).__name__}")
     kind = entry.get("kind")
@@ -93,7 +93,7 @@ def _check_entry(path: str | os.PathLike[str], name: str, entry: object) -> None
 
 
 def units_of(entry: Mapping[str, Any]) -> int:
-    """Units of an output channel."""
+    """Units per output channel."""
     return cast("int", entry["in_channels"] // (entry.get("groups", 1) * entry["unit"][0]))
 
 
@@ -146,14 +146,14 @@ class Header:
         return self.shapes.get(self.shared.get(name, name))
 
     def _check_sizes(self, layer: str, entry: Mapping[str, Any]) -> None:
-        """Checks the sizes of an entry against tensors that are there, and so fit the file."""
+        """Checks the sizes of an entry against the tensors present, whose sizes fit the file."""
         shapes = body_shapes(entry) | dict.fromkeys(entry["vectors"], (entry["out_channels"],))
         for part, expected in shapes.items():
             if (given := self._shape(key_of(layer, part))) != expected:
                 raise ValueError(f"{self.path}: {key_of(layer, part)!r} must have shape {expected}, got {given}")
 
     def check_fits(self, target: Mapping[str, Tensor]) -> None:
-        """Checks that the file holds just the tensors of a state_dict, in their shapes."""
+        """Checks that the file holds exactly the tensors of a state_dict, in their shapes."""
         held = self.shapes.keys() | self.shared.keys()
         if missing := [name for name in target if name not in held]:
             raise ValueError(f"{self.path} lacks tensors of the model: {some(missing)}")
@@ -168,7 +168,7 @@ class Header:
                 )
 
     def read(self, file: Any, name: str) -> Tensor:
-        """A tensor of the file in memory of its own, its dimensions in the order that they had."""
+        """A tensor of the file in its own memory, with its dimensions in the order that they had."""
         tensor: Tensor = file.get_tensor(name)
         order = self.orders.get(name)
         if order is None:

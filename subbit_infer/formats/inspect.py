@@ -23,7 +23,7 @@ class LayerInfo:
     Attributes:
         name: of the layer in the model, or of the weight.
         kind: "conv2d", "linear", or "weight" where the file holds weights alone.
-        shape: of the dense weight that it stands for: (C_out, C_in / groups, kh, kw).
+        shape: of the dense weight that it replaces: (C_out, C_in / groups, kh, kw).
         unit: (g, kh, kw), the part of the weight that one index stands for.
         codewords: size of the codebook.
         tau: bits per index.
@@ -52,10 +52,10 @@ class FileInfo(Tabular):
         kind: "model" for a file of :func:`save`, "weights" for one of :func:`subbit_infer.save_weights`.
         version: of the format.
         layers: the sub-bit layers or weights, in order.
-        body_bytes: bytes of all indices and codebooks; what layers share is counted once.
+        body_bytes: bytes of all indices and codebooks; shared ones are counted once.
         formula_bytes: the paper's count of the same.
         other_bytes: bytes of all other tensors: scales, biases, dense layers, statistics.
-        total_bytes: the file's size; header included.
+        total_bytes: the file's size, including its header.
     """
 
     kind: str
@@ -87,7 +87,7 @@ def inspect(path: str | os.PathLike[str]) -> FileInfo:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or is corrupt, or newer. Tensors' values are checked by :func:`load` alone.
+        ValueError: it is not such a file, or is corrupt or newer. Only :func:`load` checks the tensors' values.
     """
     with reading(path) as file:
         metadata = file.metadata() or {}
@@ -115,7 +115,7 @@ def inspect(path: str | os.PathLike[str]) -> FileInfo:
 
 
 def _weight_entries(path: str | os.PathLike[str], file: Any, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The entries of a weights' file, in the words of a model's; the sizes are checked against its tensors."""
+    """The entries of a file of weights, in the form of a model's; the sizes are checked against its tensors."""
     keys = set(file.keys())
     entries = {}
     for name, shape in json_object(path, metadata, "weights").items():

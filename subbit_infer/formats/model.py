@@ -39,8 +39,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
       names of those that it has) and, of a convolution, ``stride``, ``padding``, ``dilation`` and ``groups``.
     - ``shared``: JSON; names of tensors that are the same memory as another, each with the name it is stored under.
     - ``orders``: JSON; names of tensors whose dimensions lie in memory in another order (channels_last), each with that
-      order, outermost first. In the file they are contiguous. What has gaps or repeats itself in memory is stored
-      contiguous and stays so.
+      order, outermost first. In the file they are contiguous. Tensors with gaps or repetitions in memory are stored
+      contiguous and stay so.
 
     Args:
         model: a module with at least one :class:`~subbit_infer.nn.SubbitConv2d` or
@@ -48,8 +48,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: where to; the directory must exist.
 
     Raises:
-        TypeError: ``model`` is no module.
-        ValueError: it has no sub-bit layer, or a state that is not strided tensors with values; or ``path`` names none.
+        TypeError: ``model`` is not a module.
+        ValueError: it has no sub-bit layer, or a state that is not strided tensors with values; or ``path`` names no
+            file.
         OSError: the file cannot be written.
     """
     if not isinstance(model, nn.Module):
@@ -102,7 +103,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    # No inference tensors, even if called so: those do not count changes.
+    # Not inference tensors, even when called in inference mode: those do not count changes.
     with reading(path) as file, torch.inference_mode(False), torch.no_grad():
         header = Header.of_file(path, file)
         result = copy.deepcopy(model)
@@ -122,7 +123,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 
 def _state(header: Header, file: Any, target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file as they are to be in the model; those that share memory are one object."""
+    """The tensors of a file as the model is to hold them; those that share memory are one object."""
     tensors: dict[str, Tensor] = {}
     for name, current in target.items():
         if (stored := header.shared.get(name, name)) not in tensors:
@@ -154,7 +155,7 @@ def _check_storable(name: str, tensor: object) -> None:
 
 
 def _order(tensor: Tensor) -> list[int] | None:
-    """The dimensions as they lie in memory, outermost first, where that is another order without gaps; else None."""
+    """The dimensions in their order in memory, outermost first, if that is another order without gaps; else None."""
     if tensor.is_contiguous():
         return None
     strides = tensor.stride()
@@ -169,7 +170,7 @@ def _with_layer(
     entry: dict[str, Any],
     replaced: dict[nn.Module, SubbitLayer],
 ) -> nn.Module:
-    """The model with an empty layer, as the entry says, under this name; it is kept where it is one already."""
+    """The model with an empty layer under this name, as the entry describes it; a layer that is one already is kept."""
     try:
         module = model.get_submodule(name)
     except AttributeError as error:
@@ -183,13 +184,12 @@ def _with_layer(
         layer.to_empty(device=device)
     if not name:
         return layer
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, layer)
+    model.set_submodule(name, layer)
     return model
 
 
 def _empty_layer(path: str | os.PathLike[str], name: str, entry: dict[str, Any]) -> SubbitLayer:
-    """A layer as its entry says, on meta."""
+    """A layer as its entry describes it, on meta."""
     options: dict[str, Any] = {key: entry[key] for key in MODES} | {"device": "meta"}
     options |= {key: key in entry["vectors"] for key in ("scale", "bias", "shift", "pack_shift")}
     inputs, outputs, codewords = entry["in_channels"], entry["out_channels"], entry["codewords"]
@@ -212,7 +212,7 @@ def _tupled(value: Any) -> Any:
 
 
 def _check_replaces(path: str | os.PathLike[str], name: str, module: nn.Module, layer: SubbitLayer) -> None:
-    """Checks that a dense layer has the sizes of what takes its place; other modules can be anything."""
+    """Checks that a dense layer has the sizes of its replacement; other modules can be anything."""
     if not isinstance(module, nn.Conv2d | nn.Linear):
         return
     g, kh, kw = layer.unit

@@ -1,4 +1,4 @@
-"""The body of a network: the convolutions stored in less than one bit per weight, dense and sub-bit."""
+"""The body of a network: the convolutions stored in fewer than one bit per weight, dense and sub-bit."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -48,14 +48,14 @@ def make_subbit_weights(model: nn.Module, tau: int = 5, seed: int = 0) -> None:
     """Replaces the body's weights, in place, by ones that a sub-bit layer can hold.
 
     A weight becomes alpha times its nearest codewords of a random codebook (Vanilla-SNN), another one for each layer;
-    alpha, one an output channel, is the mean magnitude of what it replaces, at float16's precision. That makes sums of
+    alpha, one per output channel, is the mean magnitude of what it replaces, at float16's precision. That makes sums of
     +-alpha exact in float32: alpha has 11 significant bits and a layer adds up at most 4608 < 2^13 of them, 24 bits. So
     a network of binary activations gives the same bits whatever the order of addition; otherwise an activation within
     rounding of zero would flip its sign, and the next layers would jump.
 
     Args:
         model: The network; its body is what `body_convs` finds.
-        tau: Bits per index: 2^tau distinct units per layer, tau / 9 bit per weight of a 3x3 layer, tau / 8 of a
+        tau: Bits per index: 2^tau distinct units per layer, tau / 9 bits per weight of a 3x3 layer, tau / 8 of a
             1x1 layer.
         seed: The first layer's seed; the next layer takes the next number.
     """
@@ -75,15 +75,13 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
 
 
 def to_subbit(model: Model) -> Model:
-    """A copy of `model` whose body runs as `SubbitConv2d`, all else as it was; `fuse` makes it fast.
+    """A copy of `model` whose body runs as `SubbitConv2d`, all else as it was.
 
     Every body weight must be alpha times +-1 with few distinct units, as `make_subbit_weights` leaves it.
     """
     subbit = copy.deepcopy(model)
     for name, conv in body_convs(subbit):
-        parent, _, attribute = name.rpartition(".")
-        layer = SubbitConv2d.from_dense(conv, activation_bits=conv.activation_bits)
-        setattr(subbit.get_submodule(parent), attribute, layer)
+        subbit.set_submodule(name, SubbitConv2d.from_dense(conv, activation_bits=conv.activation_bits))
     return subbit
 
 
@@ -103,7 +101,7 @@ def seeded(make: Callable[[], Model], seed: int) -> Model:
 
 
 def activation(activation_bits: int) -> nn.Module:
-    """What follows a BatchNorm: ReLU, or Hardtanh in front of signs (as in the paper's section A)."""
+    """What follows a BatchNorm: ReLU, or Hardtanh before binary activations (as in the paper's section A)."""
     return nn.Hardtanh(inplace=True) if activation_bits == 1 else nn.ReLU(inplace=True)
 
 

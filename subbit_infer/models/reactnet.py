@@ -1,19 +1,14 @@
 """A ResNet-18 for binary activations in the style of Bi-Real net and ReActNet (Liu et al., ECCV 2018 and 2020).
 
 Every 3x3 convolution has a shortcut of its own, so that only the convolutions see binary activations and everything
-between them is float. Thresholds and activations are learnt: a shift per channel in front of the sign, and shift,
+between them is float. Thresholds and activations are learnt: a shift per channel before the sign, and shift,
 PReLU, shift after it.
 """
-
-import copy
-from collections import OrderedDict
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from subbit_infer.models.body import BodyConv2d, seeded
-from subbit_infer.models.fusion import FusedBlock, Network, fold, fold_dense
 from subbit_infer.models.resnet import STEM, WIDTHS
 
 
@@ -27,18 +22,6 @@ class Shift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, channels, H, W) to the same shape."""
         return x + self.bias
-
-
-class WithShifted(nn.Module):
-    """Its input, and the same shifted: what the first fused block takes."""
-
-    def __init__(self, shift: Shift) -> None:
-        super().__init__()
-        self.shift = copy.deepcopy(shift)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (N, channels, H, W) to two of the same shape."""
-        return x, self.shift(x)
 
 
 class BinaryBlock(nn.Module):
@@ -62,22 +45,8 @@ class BinaryBlock(nn.Module):
         y = self.bn1(self.binary_conv(self.move0(x))) + self.downsample(x)
         return self.move2(self.prelu(self.move1(y)))  # type: ignore[no-any-return]
 
-    def fused(self, following: "BinaryBlock | None") -> FusedBlock:
-        """The block in one pass, which gives the signs that the `following` block takes beside the floats."""
-        conv = fold(
-            self.binary_conv,
-            self.bn1,
-            before=self.move1.bias.flatten(),
-            activation="prelu",
-            slope=self.prelu.weight,
-            shift=self.move2.bias.flatten(),
-            output="float" if following is None else "both",
-            pack_shift=None if following is None else following.move0.bias.flatten(),
-        )
-        return FusedBlock([conv], nn.Sequential(*fold_dense(self.downsample.children(), channels_last=True)))
 
-
-class ReActNet(Network):
+class ReActNet(nn.Module):
     """A ResNet of binary blocks. The first convolution, the shortcuts and the linear layer stay in full precision.
 
     Args:
@@ -106,20 +75,6 @@ class ReActNet(Network):
         for stage in range(1, len(WIDTHS) + 1):
             x = self.get_submodule(f"layer{stage}")(x)
         return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
-
-    def fused(self) -> nn.Sequential:
-        """The fused network; see `fuse`."""
-        stages = [self.get_submodule(f"layer{stage}") for stage in range(1, len(WIDTHS) + 1)]
-        blocks = [block for stage in stages for block in stage.children() if isinstance(block, BinaryBlock)]
-        stem = fold_dense([self.conv1, self.bn1, self.maxpool], channels_last=True)
-        body = [block.fused(following) for block, following in pairwise(blocks)] + [blocks[-1].fused(None)]
-        return nn.Sequential(
-            OrderedDict(
-                stem=nn.Sequential(*stem, WithShifted(blocks[0].move0)),
-                blocks=nn.Sequential(*body),
-                head=nn.Sequential(*copy.deepcopy([self.avgpool, nn.Flatten(), self.fc])),
-            )
-        )
 
 
 def reactnet18(num_classes: int = 1000, seed: int = 0) -> ReActNet:

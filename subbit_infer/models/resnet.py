@@ -5,48 +5,20 @@ trained elsewhere fit. The body is every convolution of the residual blocks, 3x3
 shortcuts and the last linear layer stay in full precision.
 """
 
-import copy
-from collections import OrderedDict
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from subbit_infer.models.body import BodyConv2d, activation, seeded
-from subbit_infer.models.fusion import Contiguous, FusedBlock, Network, activation_name, fold, fold_dense
 
 STEM = 64  # channels after the first convolution
 WIDTHS = (64, 128, 256, 512)  # channels of the 3x3 layers in each of the four stages
 
 
-class ResidualBlock(nn.Module):
-    """What the blocks have in common: an activation after every convolution, the last one's after the addition."""
-
-    expansion: ClassVar[int]  # channels of the output over the stage's width
-    act: nn.Module
-    downsample: nn.Module
-
-    @property
-    def layers(self) -> list[tuple[BodyConv2d, nn.BatchNorm2d]]:
-        """The convolutions in order, each with its BatchNorm."""
-        raise NotImplementedError
-
-    def fused(self, *, is_last: bool) -> FusedBlock:
-        """The block in one pass a convolution; with binary activations it gives floats alone if it is the last one."""
-        binary = self.layers[0][0].activation_bits == 1
-        outputs = ["packed" if binary else "float"] * len(self.layers)
-        outputs[-1] = "both" if binary and not is_last else "float"
-        name = activation_name(self.act)
-        convs = [
-            fold(conv, norm, activation=name, output=output)
-            for (conv, norm), output in zip(self.layers, outputs, strict=True)
-        ]
-        return FusedBlock(convs, nn.Sequential(*fold_dense(self.downsample.children(), channels_last=binary)))
-
-
-class BasicBlock(ResidualBlock):
+class BasicBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut around them."""
 
-    expansion: ClassVar[int] = 1
+    expansion: ClassVar[int] = 1  # channels of the output over the stage's width
 
     def __init__(self, in_channels: int, width: int, stride: int, activation_bits: int) -> None:
         super().__init__()
@@ -57,11 +29,6 @@ class BasicBlock(ResidualBlock):
         self.act = activation(activation_bits)
         self.downsample = _shortcut(in_channels, width, stride)
 
-    @property
-    def layers(self) -> list[tuple[BodyConv2d, nn.BatchNorm2d]]:
-        """The two convolutions."""
-        return [(self.conv1, self.bn1), (self.conv2, self.bn2)]
-
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, width, H / stride, W / stride)."""
         y = self.act(self.bn1(self.conv1(x)))
@@ -69,7 +36,7 @@ class BasicBlock(ResidualBlock):
         return self.act(y.add_(self.downsample(x)))  # type: ignore[no-any-return]
 
 
-class Bottleneck(ResidualBlock):
+class Bottleneck(nn.Module):
     """A 3x3 convolution between two 1x1 ones, with a shortcut around them; the 3x3 one has the stride."""
 
     expansion: ClassVar[int] = 4
@@ -86,11 +53,6 @@ class Bottleneck(ResidualBlock):
         self.act = activation(activation_bits)
         self.downsample = _shortcut(in_channels, out_channels, stride)
 
-    @property
-    def layers(self) -> list[tuple[BodyConv2d, nn.BatchNorm2d]]:
-        """The three convolutions."""
-        return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
-
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, 4 * width, H / stride, W / stride)."""
         y = self.act(self.bn1(self.conv1(x)))
@@ -99,7 +61,7 @@ class Bottleneck(ResidualBlock):
         return self.act(y.add_(self.downsample(x)))  # type: ignore[no-any-return]
 
 
-class ResNet(Network):
+class ResNet(nn.Module):
     """A ResNet for images of some 224 x 224.
 
     Args:
@@ -140,23 +102,6 @@ class ResNet(Network):
         for stage in range(1, len(WIDTHS) + 1):
             x = self.get_submodule(f"layer{stage}")(x)
         return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
-
-    def fused(self) -> nn.Sequential:
-        """The fused network; see `fuse`."""
-        stages = [self.get_submodule(f"layer{stage}") for stage in range(1, len(WIDTHS) + 1)]
-        blocks = [block for stage in stages for block in stage.children() if isinstance(block, ResidualBlock)]
-        # The activation goes after the pooling, where a quarter of the elements is left: no activation turns an order
-        # around, so the maximum is the same.
-        stem = fold_dense([self.conv1, self.bn1, self.maxpool, self.act], channels_last=True)
-        if self.activation_bits == 32:
-            stem.append(Contiguous())
-        return nn.Sequential(
-            OrderedDict(
-                stem=nn.Sequential(*stem),
-                blocks=nn.Sequential(*(block.fused(is_last=block is blocks[-1]) for block in blocks)),
-                head=nn.Sequential(*copy.deepcopy([self.avgpool, nn.Flatten(), self.fc])),
-            )
-        )
 
 
 def resnet18(activation_bits: int = 32, num_classes: int = 1000, seed: int = 0) -> ResNet:

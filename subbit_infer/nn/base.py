@@ -15,14 +15,14 @@ from subbit_infer.ops.arguments import check_packing
 
 
 class Modes(TypedDict, total=False):
-    """What a layer does around its sums; each means what it means in :func:`subbit_infer.conv`.
+    """What a layer does before and after its sums; each is as in :func:`subbit_infer.conv`.
 
     Attributes:
         activation_bits: 32 (default), or 1 to take the sign of the input, which a packed input needs.
-        sign_zero: what the sign of 0 is, 0 (default) or 1.
+        sign_zero: the sign of 0: 0 (default) or 1.
         activation: "none" (default), "relu", "hardtanh" or "prelu".
         output: "float" (default), "packed" or "both".
-        pack_sign_zero: what a sign of 0 becomes in a packed output, 0 (default) or 1.
+        pack_sign_zero: the sign of 0 in a packed output: 0 (default) or 1.
     """
 
     activation_bits: int
@@ -104,7 +104,7 @@ class SubbitLayer(torch.nn.Module):
             self.register_buffer(name, None if value is None else zeros(out_channels, dtype=torch.float32) + value)
 
     def _hold(self, weight: PackedWeight, **vectors: Tensor | None) -> None:
-        """Takes a weight, and slope, shift and pack_shift, in place of the zeros of the constructor."""
+        """Takes a weight, slope, shift and pack_shift, in place of the constructor's zeros."""
         check_activation(self.activation, vectors["slope"] is not None)
         self.packed_indices = weight.packed_indices
         self.packed_codebook = weight.packed_codebook
@@ -115,7 +115,7 @@ class SubbitLayer(torch.nn.Module):
             setattr(self, name, None if vector is None else vector.detach().to(torch.float32).contiguous())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """What ``to``, ``cuda``, ``half`` and the like do: vectors stay float32, as kernels read them."""
+        """Implements ``to``, ``cuda``, ``half`` and the like: vectors stay float32, as kernels read them."""
         before = {name: self._buffers[name] for name in _VECTORS}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, vector in before.items():
@@ -126,7 +126,7 @@ class SubbitLayer(torch.nn.Module):
 
     @property
     def tau(self) -> int:
-        """Bits of an index."""
+        """Bits per index."""
         return codebook.tau_of(self.codewords)
 
     def packed_weight(self) -> PackedWeight:
@@ -143,7 +143,7 @@ class SubbitLayer(torch.nn.Module):
         )
 
     def _options(self) -> dict[str, Any]:
-        """What conv and linear are given beside the weight."""
+        """The arguments of conv and linear other than the weight."""
         get = self._buffers
         return {
             "activation": self.activation,
@@ -171,7 +171,7 @@ class SubbitLayer(torch.nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _weight_repr(self) -> str:
-        """What differs from the defaults, after the weight itself."""
+        """The weight, then what differs from the defaults."""
         parts = [f"tau={self.tau}, codewords={self.codewords}, unit={self.unit}"]
         parts += [f"{mode}={getattr(self, mode)!r}" for mode, usual in _MODES.items() if getattr(self, mode) != usual]
         parts += [f"{name}=False" for name in ("scale", "bias") if getattr(self, name) is None]
@@ -180,7 +180,7 @@ class SubbitLayer(torch.nn.Module):
 
 
 def units_of_channels(in_channels: int, groups: int, unit: tuple[int, int, int]) -> int:
-    """Units of one output channel, of sizes that have been checked."""
+    """Units per output channel; checks the sizes."""
     if len(unit) != 3 or min(unit) < 1:
         raise ValueError(f"unit must be three positive sizes (g, kh, kw), got {unit}")
     if in_channels < 1 or groups < 1 or in_channels % (groups * unit[0]) != 0:

@@ -36,10 +36,10 @@ class SubbitConv2d(SubbitLayer):
         padding: int, pair, "same" or "valid".
         dilation: int or pair.
         groups: groups of channels.
-        scale: whether there is a scale an output channel.
+        scale: whether there is a scale per output channel.
         bias: whether there is a bias.
         shift: whether there is a shift after the activation.
-        pack_shift: whether there is a shift before the signs of a packed output.
+        pack_shift: whether there is a shift before the signs are packed.
         device: where the buffers are; "meta" for none yet.
         modes: activation_bits, sign_zero, activation, output and pack_sign_zero; see :class:`Modes`.
 
@@ -150,14 +150,14 @@ class SubbitConv2d(SubbitLayer):
         pack_shift: Tensor | None = None,
         **modes: Unpack[Modes],
     ) -> SubbitConv2d:
-        """A layer that computes what ``conv`` does, whose weight is +-alpha an output channel and sub-bit.
+        """A layer that computes what ``conv`` does, whose weight is sub-bit and +-alpha per output channel.
 
         Args:
             conv: the dense layer, padding_mode "zeros".
-            tau: bits an index may take; None for as many as the weight needs.
+            tau: bits per index at most; None for as many as the weight needs.
             slope: as in :meth:`from_packed`; so are shift and pack_shift.
             shift: what the new layer adds after its activation.
-            pack_shift: what it adds before the signs of a packed output.
+            pack_shift: what it adds before the signs are packed.
             modes: as in the constructor; activation_bits=1 if ``conv`` is to be fed sign(x), which the new layer takes
                 itself.
 

@@ -22,11 +22,11 @@ class SubbitLinear(SubbitLayer):
         in_features: size of the last dimension of the input, a multiple of g.
         out_features: size of the last dimension of the output.
         codewords: size of the codebook, 1 to 256.
-        g: inputs of a unit; kernels are compiled for 8.
-        scale: whether there is a scale an output.
+        g: inputs per unit; kernels are compiled for 8.
+        scale: whether there is a scale per output.
         bias: whether there is a bias.
         shift: whether there is a shift after the activation.
-        pack_shift: whether there is a shift before the signs of a packed output.
+        pack_shift: whether there is a shift before the signs are packed.
         device: where the buffers are; "meta" for none yet.
         modes: activation_bits, sign_zero, activation, output and pack_sign_zero; see :class:`Modes`.
 
@@ -117,7 +117,7 @@ class SubbitLinear(SubbitLayer):
         pack_shift: Tensor | None = None,
         **modes: Unpack[Modes],
     ) -> SubbitLinear:
-        """A layer that computes what ``linear`` does, whose weight is +-alpha an output and sub-bit.
+        """A layer that computes what ``linear`` does, whose weight is sub-bit and +-alpha per output.
 
         Raises:
             TypeError, ValueError: as :meth:`from_packed` and :meth:`PackedWeight.from_dense`.

@@ -12,7 +12,7 @@ from subbit_infer.core.activations import PackedActivations
 
 
 class PackedMaxPool2d(torch.nn.Module):
-    """The maximum over windows of packed activations, without unpacking them: ``torch.nn.MaxPool2d``, no padding.
+    """The maximum over windows of packed activations, without unpacking them: ``torch.nn.MaxPool2d`` without padding.
 
     Args:
         kernel_size: height and width of a window.

@@ -87,6 +87,29 @@ class TestModules:
             torch.testing.assert_close(compiled(IMAGES), converted(IMAGES))
             assert compiled(IMAGES[:1]).shape[0] == 1
 
+    @torch.no_grad()
+    def test_reasons_of_replacement_stay_in_the_report_of_a_folded_model(self):
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.block = block()
+                self.dense = nn.Conv2d(16, 16, 1)
+                self.spare = nn.Conv2d(16, 16, 3)  # never called
+                self.scaled = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False))
+                self.scaled[0].weight.data = self.block.conv.weight.data.clone()
+                self.scaled[0].register_forward_hook(lambda module, args, y: 2 * y)
+
+            def forward(self, x):
+                return self.scaled(self.dense(self.block(x)))
+
+        model = Model().eval()
+        replaced, folded = (convert(model, X, fold=fold).report for fold in (False, True))
+        skipped = [(layer.name, layer.why) for layer in replaced.skipped]
+        assert [name for name, _ in skipped] == ["dense", "scaled.0", "spare"]
+        assert ("scaled.0", "it has forward hooks, which would be lost") in skipped
+        assert [layer.name for layer in folded.converted] == ["block.conv", "scaled.0"]
+        assert [(layer.name, layer.why) for layer in folded.skipped] == [skipped[0], skipped[2]]
+
     def test_explained(self, capsys):
         converted, _ = convert(block(), X, fold=True)
         assert [layer.name for layer in subbit_infer.explain(converted, X).layers] == ["conv"]

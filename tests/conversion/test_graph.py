@@ -424,6 +424,15 @@ class TestSigns:
         assert layers(new)[0].activation == "relu"
         assert operators(new) == []
 
+    def test_limits_around_zero_change_no_sign(self):
+        stem = nn.Conv2d(C, C, 1)
+        for limits, left in (((-1.0, 1.0), 0), ((-0.5, None), 0), ((0.0, 1.0), 1), ((-1.0, 0.0), 1)):
+            model = Lambda(lambda m, x, limits=limits: m[1](m[0](x).clamp(*limits).sign()), stem, subbit_conv())
+            new, _ = rewritten(model, X)
+            assert sum("clamp" in name or "hardtanh" in name for name in operators(new)) == left
+        model = Lambda(lambda m, x: (y := F.hardtanh(m[0](x)), m[1](y.sign()) + y)[1], stem, subbit_conv())
+        assert sum("hardtanh" in name for name in operators(rewritten(model, X)[0])) == 1
+
 
 class TestDense:
     def test_what_stays_dense(self):
@@ -551,3 +560,32 @@ class TestCapture:
     def test_the_result_can_be_copied_and_put_to_eval(self):
         new, _ = rewrite(capture(nn.Sequential(subbit_conv(), norm()).eval(), (X,)))
         assert torch.equal(copy.deepcopy(new).eval()(X), new(X))
+
+    def test_sizes_are_checked_though_not_at_every_call(self):
+        """Sizes that have just passed the checks are not checked again; others are."""
+        linear = nn.Linear(C * 64, 4)
+        model = Lambda(lambda m, x: m[1](m[0](x).flatten(1)), subbit_conv(), linear)
+        new, _ = rewrite(capture(model.eval(), (X,)))
+        with torch.no_grad():
+            for _ in range(2):
+                for images in (X, X, X[:1]):
+                    torch.testing.assert_close(new(images), model(images), rtol=1e-4, atol=1e-4)
+                    with pytest.raises(AssertionError, match="Guard failed"):
+                        new(torch.cat([images, images], 2))
+
+    def test_a_signature_of_trees_stays(self):
+        class Trees(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = subbit_conv()
+
+            def forward(self, pair, *, scale):
+                return {"sum": self.conv(pair[0]) + pair[1] * scale}
+
+        model = Trees().eval()
+        program = torch.export.export(model, ((X, X),), {"scale": X})
+        new, _ = rewrite_program(program)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                new.module()((X, X), scale=X)["sum"], model((X, X), scale=X)["sum"], rtol=1e-5, atol=1e-4
+            )

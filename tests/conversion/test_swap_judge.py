@@ -127,9 +127,9 @@ def test_modules_that_compute_their_weights(make, bits, sign_zero, shape, exactl
 
 def test_a_factor_behind_the_sums_is_told():
     report = swap(few_kernels(XnorConv(8, 12, 3)), integers(1, 8, 5, 5)).report
-    assert only_layer(report).why == "holds the factor behind it"
+    assert only_layer(report).why == "holds the factor after it"
     report = swap(half_behind(), integers(1, 8, 5, 5)).report
-    assert only_layer(report).why == "holds the factor and offset behind it"
+    assert only_layer(report).why == "holds the factor and offset after it"
 
 
 class Sign(nn.Module):
@@ -371,7 +371,7 @@ def test_factors_behind_may_be_negative():
     model = nn.Sequential(NormInside()).eval()
     x = integers(2, 8, 6, 6)
     converted, report = swap(model, x)
-    assert only_layer(report).why == "holds the factor and offset behind it"
+    assert only_layer(report).why == "holds the factor and offset after it"
     agrees(model, converted, x, exactly=False)
 
 

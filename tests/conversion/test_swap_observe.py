@@ -62,7 +62,7 @@ def test_convolutions_however_they_are_called(compute):
         (lambda x: F.linear(x, LINEAR.weight), False),
         (lambda x: x @ LINEAR.weight.t(), False),
         (lambda x: torch.addmm(LINEAR.bias, x, LINEAR.weight.t()), True),
-        (lambda x: torch.addmm(LINEAR.bias, x, LINEAR.weight.t(), alpha=2), False),  # what is behind it shows there
+        (lambda x: torch.addmm(LINEAR.bias, x, LINEAR.weight.t(), alpha=2), False),  # what is after it shows there
     ],
 )
 def test_linear_layers_however_they_are_called(compute, has_bias):

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from helpers import UNIT_1X1, UNIT_3X3, integers, random_weight
 
-from subbit_infer import PackedWeight, load, load_weights, models, save, save_weights
+from subbit_infer import PackedWeight, convert, load, load_weights, models, save, save_weights
 from subbit_infer import formats as files
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
 
@@ -221,15 +221,15 @@ class TestResNet18:
         with torch.no_grad():
             assert torch.equal(loaded(x), model(x))
 
-    def test_fused(self, path, model):
-        fused = models.fuse(model)
-        save(fused, path)
+    def test_folded(self, path, model):
+        x = torch.randn(2, 3, 64, 64)
+        folded = convert(model, x, fold=True).model
+        save(folded, path)
         with torch.device("meta"):
-            target = copy.deepcopy(fused)
+            target = copy.deepcopy(folded)
         loaded = load(path, target)
-        x = torch.randn(1, 3, 64, 64)
         with torch.no_grad():
-            assert torch.equal(loaded(x), fused(x))
+            assert torch.equal(loaded(x[:1]), folded(x[:1]))
 
 
 class TestGolden:

@@ -22,7 +22,7 @@ import subbit_infer  # noqa: E402
 import subbit_infer.onnx as subbit_onnx  # noqa: E402
 from subbit_infer import models  # noqa: E402
 from subbit_infer.formats.onnx import sessions  # noqa: E402
-from subbit_infer.nn import SubbitConv2d, SubbitLinear  # noqa: E402
+from subbit_infer.nn import PackedMaxPool2d, SubbitConv2d, SubbitLinear  # noqa: E402
 
 CPU = ["CPUExecutionProvider"]
 
@@ -517,7 +517,7 @@ class Chain(torch.nn.Module):
         self.first = make(output="both")
         self.second = make(output="packed", pack_sign_zero=1)
         self.third = make(output="packed")
-        self.pool = models.fusion.MaxPool2x2()
+        self.pool = PackedMaxPool2d((2, 2))
         self.last = make(output="packed")
         self.linear = random_layer(SubbitLinear(16, 8, activation_bits=1, output="float"))
 
@@ -632,17 +632,23 @@ def test_a_converted_resnet(tmp_path, activation_bits):
         )
 
 
-def test_an_exported_reactnet(tmp_path):
-    model = models.reactnet18(num_classes=10)
+@pytest.mark.parametrize(
+    "make",
+    [models.reactnet18, lambda num_classes: models.vgg_small(1, num_classes), models.vgg_small],
+    ids=["reactnet18", "vgg_small-A1", "vgg_small-A32"],
+)
+def test_an_exported_folded_network(tmp_path, make):
+    """Packed activations go through layers, and in a VGG-small through max-pooling too."""
+    model = make(num_classes=10)
     models.make_subbit_weights(model)
     models.calibrate(model, torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
-    fused = models.fuse(models.to_subbit(model))
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    subbit_onnx.export(fused, (x,), tmp_path / "reactnet.onnx")
+    folded = subbit_infer.convert(model, x, fold=True).model
+    subbit_onnx.export(folded, (x,), tmp_path / "folded.onnx")
     with torch.no_grad():
-        expected = fused(x).numpy()
+        expected = folded(x).numpy()
     for load in (lambda path: onnxruntime.InferenceSession(path, providers=CPU), subbit_onnx.load):
-        (got,) = run(tmp_path / "reactnet.onnx", x.numpy(), load=load)
+        (got,) = run(tmp_path / "folded.onnx", x.numpy(), load=load)
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * abs(expected).max())
 
 

@@ -14,7 +14,6 @@ from torch import nn
 
 import subbit_infer
 from subbit_infer import models
-from subbit_infer.models import fusion
 from subbit_infer.models.reactnet import Shift
 from subbit_infer.nn import SubbitConv2d
 
@@ -113,7 +112,7 @@ def make_exact(model: nn.Module, images: torch.Tensor) -> None:
     """Rounds a network's numbers, in place, so far that float32 holds every value in it exactly.
 
     Folding a BatchNorm then changes no value, though it changes what is added first: without it a sign within rounding
-    of 0 could flip, and everything behind it. Scales are powers of two; what adds up through the shortcuts, where bits
+    of 0 could flip, and everything after it. Scales are powers of two; what adds up through the shortcuts, where bits
     pile up from layer to layer, is -1, 0 or +1 times it. The linear layer goes, whose sums are too long.
     """
     generator = torch.Generator().manual_seed(0)
@@ -142,19 +141,24 @@ def make_exact(model: nn.Module, images: torch.Tensor) -> None:
     model.fc = nn.Identity()
 
 
+def folded(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    """The network as it is deployed."""
+    return subbit_infer.convert(model, x, fold=True).model
+
+
 @pytest.mark.parametrize(
     ("make", "side"), [(models.resnet18, 32), (models.resnet50, 64), (models.vgg_small, 32)]
 )  # 64: with statistics of two pixels a ResNet-50 makes too much of rounding errors
-@torch.inference_mode()
-def test_fused_equals_unfused(make: Make, side: int) -> None:
+@torch.no_grad()
+def test_folded_equals_unfolded(make: Make, side: int) -> None:
     subbit = models.to_subbit(trained(make, 32, side))
-    expected, actual = subbit(images(side)), models.fuse(subbit)(images(side))
+    expected, actual = subbit(images(side)), folded(subbit, images(side))(images(side))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("make", [models.resnet18, models.resnet50, models.vgg_small, lambda bits: models.reactnet18()])
-@torch.inference_mode()
-def test_fused_has_the_same_bits_where_nothing_is_rounded(make: Make) -> None:
+@torch.no_grad()
+def test_folded_has_the_same_bits_where_nothing_is_rounded(make: Make) -> None:
     dense = make(1)
     models.make_subbit_weights(dense, TAU)
     x = (images(32) * 8).round() / 8
@@ -163,42 +167,47 @@ def test_fused_has_the_same_bits_where_nothing_is_rounded(make: Make) -> None:
     without_rounding = copy.deepcopy(dense).double()(x.double())
     assert torch.equal(expected.double(), without_rounding)
     assert not torch.equal(expected[0], expected[1])
-    assert torch.equal(models.fuse(models.to_subbit(dense))(x), expected)
+    assert torch.equal(folded(dense, x)(x), expected)
 
 
 @pytest.mark.parametrize(
-    ("make", "bits", "outputs"),
+    ("make", "bits", "side", "outputs"),
     [
-        (models.resnet18, 32, {"float": 16}),
-        (models.resnet18, 1, {"packed": 8, "both": 7, "float": 1}),
-        (models.vgg_small, 1, {"packed": 4, "float": 1}),
-        (lambda bits: models.reactnet18(), 1, {"both": 15, "float": 1}),
+        (models.resnet18, 32, 64, {"float": 16}),
+        (models.resnet18, 1, 64, {"packed": 8, "both": 7, "float": 1}),
+        (models.vgg_small, 1, 32, {"packed": 4, "float": 1}),
+        (lambda bits: models.reactnet18(), 1, 64, {"both": 15, "float": 1}),
     ],
 )
-def test_nothing_is_left_to_fuse(make: Make, bits: int, outputs: dict[str, int]) -> None:
+def test_nothing_is_left_to_fold(make: Make, bits: int, side: int, outputs: dict[str, int]) -> None:
     dense = make(bits)
     models.make_subbit_weights(dense, TAU)
-    fused = models.fuse(models.to_subbit(dense))
-    modules = list(fused.modules())
+    network = folded(dense, images(side))
+    assert isinstance(network, torch.fx.GraphModule)
+    modules = list(network.modules())
     assert not any(isinstance(module, nn.BatchNorm2d | nn.PReLU) for module in modules)
-    assert sum(isinstance(module, nn.ReLU | nn.Hardtanh) for module in modules) <= 1  # the stem's
+    operators = [str(node.target) for node in network.graph.nodes if node.op == "call_function"]
+    assert not any("norm" in operator or "prelu" in operator for operator in operators)
+    assert sum("relu" in operator or "hardtanh" in operator for operator in operators) <= 1  # the stem's
     assert Counter(module.output for module in modules if isinstance(module, SubbitConv2d)) == outputs
     assert not any(module.training for module in modules)
-    assert not any(parameter.requires_grad for parameter in fused.parameters())
+    assert not any(buffer.requires_grad for buffer in network.buffers())
 
 
 @pytest.mark.parametrize("bits", [1, 32])
-@torch.inference_mode()
-def test_a_maximum_is_not_taken_behind_a_batch_norm_that_turns_the_order_around(bits: int) -> None:
+@torch.no_grad()
+def test_a_maximum_is_not_taken_after_a_batch_norm_that_turns_the_order_around(bits: int) -> None:
     dense = models.vgg_small(bits)
     models.make_subbit_weights(dense, TAU)
     x = (images(32) * 8).round() / 8
     make_exact(dense, x)
     norms = [module for module in dense.modules() if isinstance(module, nn.BatchNorm2d)]
     norms[1].weight[::2] *= -1
-    fused = models.fuse(models.to_subbit(dense))
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in fused.modules()) == 1
-    torch.testing.assert_close(fused(x), dense(x), rtol=0, atol=0 if bits == 1 else 1e-3)
+    network = folded(dense, x)
+    assert isinstance(network, torch.fx.GraphModule)
+    assert sum("batch_norm" in str(node.target) for node in network.graph.nodes) == 1
+    rtol, atol = (0, 0) if bits == 1 else (1e-5, 1e-3)
+    torch.testing.assert_close(network(x), dense(x), rtol=rtol, atol=atol)
 
 
 @torch.no_grad()
@@ -211,40 +220,37 @@ def test_folding_rounds_once() -> None:
     norm.bias.copy_(beta)
     norm.running_mean = mean
     norm.running_var = torch.rand(16, generator=generator)
-    layer = SubbitConv2d.from_indices(indices, codebook, scale=scale, bias=bias, padding=1)
-    folded = fusion.fold(layer, norm, before=before, activation="relu")
-    gain = gamma.double() / (norm.running_var.double() + norm.eps).sqrt()
-    torch.testing.assert_close(folded.scale, (scale * gain).float(), rtol=1e-7, atol=0)
-    expected = (bias - mean.double()) * gain + beta + before
-    torch.testing.assert_close(folded.bias, expected.float(), rtol=1e-7, atol=1e-9)
+    conv = SubbitConv2d.from_indices(indices, codebook, scale=scale, bias=bias, padding=1)
+    shift = Shift(16)
+    shift.bias.copy_(before[:, None, None])
+    model = nn.Sequential(conv, norm, shift, nn.ReLU()).eval()
     x = torch.randn(2, 8, 5, 5, generator=generator)
-    torch.testing.assert_close(folded(x), (norm(layer(x)) + before[:, None, None]).relu(), rtol=1e-4, atol=1e-4)
+    (layer,) = (module for module in folded(model, x).modules() if isinstance(module, SubbitConv2d))
+    gain = gamma.double() / (norm.running_var.double() + norm.eps).sqrt()
+    assert layer.scale is not None
+    assert layer.bias is not None
+    torch.testing.assert_close(layer.scale, (scale * gain).float(), rtol=1e-7, atol=0)
+    expected = (bias - mean.double()) * gain + beta + before
+    torch.testing.assert_close(layer.bias, expected.float(), rtol=1e-7, atol=1e-9)
+    assert layer.activation == "relu"
+    torch.testing.assert_close(layer(x), model(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("sign_zero", [0, 1])
-def test_maximum_of_packed_signs(sign_zero: int) -> None:
-    x = torch.randint(-1, 2, (2, 70, 6, 8), generator=torch.Generator().manual_seed(0)).float()
-    packed = fusion.MaxPool2x2()(subbit_infer.pack(x, sign_zero=sign_zero))
-    seen = subbit_infer.pack(x, sign_zero=sign_zero).unpack()
-    assert torch.equal(packed.unpack(), nn.functional.max_pool2d(seen, 2))
-    assert torch.equal(fusion.MaxPool2x2()(x), nn.functional.max_pool2d(x, 2))
-    subbit_infer.PackedActivations(packed.plus, packed.nonzero, packed.channels)  # checks the words
-
-
-@torch.inference_mode()
-def test_fused_networks_are_copies_that_can_be_saved() -> None:
+@torch.no_grad()
+def test_folded_networks_are_copies_that_can_be_saved() -> None:
     subbit = models.to_subbit(trained(lambda bits: models.reactnet18(), 1, 32))
     before = {name: tensor.clone() for name, tensor in subbit.state_dict().items()}
-    fused, other = models.fuse(subbit), models.fuse(subbit)
+    with torch.inference_mode():
+        network, other = folded(subbit, images(32)), folded(subbit, images(32))
     assert not any(
         tensor.is_inference()
-        for layer in fused.modules()
+        for layer in network.modules()
         if isinstance(layer, SubbitConv2d)
         for tensor in layer.buffers()
     )
-    expected = fused(images(32))
+    expected = network(images(32))
     file = io.BytesIO()
-    torch.save(fused.state_dict(), file)
+    torch.save(network.state_dict(), file)
     for tensor in other.state_dict().values():
         tensor.zero_()
     assert not torch.equal(other(images(32)), expected)
@@ -254,15 +260,9 @@ def test_fused_networks_are_copies_that_can_be_saved() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in subbit.state_dict().items())
 
 
-def test_what_cannot_be_fused() -> None:
-    with pytest.raises(TypeError, match=r"model must be a network of subbit_infer.models, got a Identity"):
-        models.fuse(nn.Identity())
-    dense = models.vgg_small()
-    with pytest.raises(TypeError, match="the body must be sub-bit, as to_subbit makes it, got a BodyConv2d"):
-        models.fuse(dense)
-    with pytest.raises(ValueError, match=r"model must be in evaluation mode, got one in training mode: call eval\(\)"):
-        models.fuse(dense.train())
-    norm = nn.BatchNorm2d(16, track_running_stats=False)
-    indices, codebook = random_weight((1, 3, 3), 16, 8, 32)
-    with pytest.raises(ValueError, match="BatchNorm must have running statistics"):
-        fusion.fold(SubbitConv2d.from_indices(indices, codebook), norm)
+def test_fuse_is_the_one_conversion() -> None:
+    dense = trained(lambda bits: models.vgg_small(bits), 1, 32)
+    with pytest.warns(DeprecationWarning, match="convert"):
+        fused = models.fuse(models.to_subbit(dense))
+    with torch.no_grad():
+        assert torch.equal(fused(images(32)), folded(dense, images(32))(images(32)))

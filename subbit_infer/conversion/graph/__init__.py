@@ -3,10 +3,11 @@
 capture      a module or an exported program -> a graph whose weights are attributes
 find         convolutions and products whose weight is sub-bit -> sites, a node each
 fold         BatchNorm, scale, bias, residual, activation, shift -> the epilogue of the site before them
-signs        sign -> the site behind it; signs between two sites stay packed
-pooling      max-pooling after a site: into the epilogue goes what follows it; binary activations stay packed
+signs        sign -> the site after it; binary activations between two sites stay packed
+pooling      monotone operations move before max-pooling; binary activations stay packed
 dense        what stays dense: BatchNorms folded, memory in the order that is quickest
 layers       sites -> SubbitConv2d and SubbitLinear
+signature    inputs checked once per size; no trees where there are none
 rewrite      all of it, for a graph and for an exported program
 """
 

@@ -1,4 +1,4 @@
-"""What in a graph does not depend on its input, and its values."""
+"""Constants of a graph, and their values."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Constants:
         return found if isinstance(found, Tensor) else None
 
     def of_channels(self, value: Any, channels: int, after: int) -> Tensor | None:
-        """A constant that is one number a channel, or one for all.
+        """A constant of one number per channel, or one for all.
 
         Args:
             value: a node or number.

@@ -1,4 +1,4 @@
-"""What stays dense, made as quick as torch can: it takes half of the time when the rest is sub-bit."""
+"""Speeds up dense layers: they take half of the time when the rest is sub-bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _END = 2**63 - 1  # as torch.export writes the end of a slice
 
 
 def fold_dense_norms(module: fx.GraphModule, constants: Constants) -> None:
-    """Puts each BatchNorm that follows a dense convolution with a constant weight into its weight and bias."""
+    """Folds each BatchNorm after a dense convolution with a constant weight into its weight and bias."""
     for node in list(module.graph.nodes):
         if node.target is not aten._native_batch_norm_legit_no_training.default:
             continue
@@ -48,7 +48,7 @@ def _fold(module: fx.GraphModule, constants: Constants, conv: fx.Node, norm: fx.
 
 
 def pool_first(module: fx.GraphModule) -> None:
-    """Lets activations that turn no order around follow a maximum, where fewer numbers are left."""
+    """Moves monotone activations after max-pooling, where fewer numbers are left."""
     for node in list(module.graph.nodes):
         if node.target is not aten.max_pool2d.default:
             continue
@@ -64,7 +64,7 @@ def pool_first(module: fx.GraphModule) -> None:
 
 
 def prefer_channels_last(module: fx.GraphModule, constants: Constants) -> None:
-    """Makes dense convolutions compute in channels_last, and gives float sites contiguous memory behind them.
+    """Makes dense convolutions compute in channels_last, and gives the float sites after them contiguous memory.
 
     For the first layers of a ResNet-18, 7x7 and pooled, that is 3 ms instead of 9.
     """

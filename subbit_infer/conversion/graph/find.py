@@ -1,4 +1,4 @@
-"""Convolutions and products whose weight is constant and sub-bit become sites."""
+"""Finds convolutions and products with a constant sub-bit weight, and puts sites in their place."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def _product(node: fx.Node) -> _Product | None:
         if a.get("transposed") or len(a["stride"]) != 2:
             return None
         padding = a["padding"]
-        geometry = {name: _pair(a[name]) for name in ("stride", "dilation")}
-        geometry |= {"padding": padding if isinstance(padding, str) else _pair(padding), "groups": a["groups"]}
+        geometry = {name: _short(a[name]) for name in ("stride", "dilation")}
+        geometry |= {"padding": padding if isinstance(padding, str) else _short(padding), "groups": a["groups"]}
         return _Product(a["input"], a["weight"], a["bias"], geometry)
     if node.target is aten.linear.default:
         a = arguments(node)
@@ -63,8 +63,8 @@ def _product(node: fx.Node) -> _Product | None:
     return None
 
 
-def _pair(value: Any) -> Any:
-    """One number for two that are the same: it is checked faster at every call."""
+def _short(value: Any) -> Any:
+    """One number for two equal ones, which every call checks faster."""
     return value[0] if len(set(value)) == 1 else tuple(value)
 
 
@@ -131,7 +131,7 @@ def _resume(
     unit: tuple[int, int, int] = tuple(a["unit"])
     indices, codebook = constants.value(a["packed_indices"]), constants.value(a["packed_codebook"])
     weight = PackedWeight(indices, codebook, a["units"], a["codewords"], unit)
-    geometry = {name: _pair(a[name]) for name in ("stride", "padding", "dilation")} | {"groups": a["groups"]}
+    geometry = {name: _short(a[name]) for name in ("stride", "padding", "dilation")} | {"groups": a["groups"]}
     site = Site(
         name_of(node, a["packed_indices"]),
         weight,
@@ -156,7 +156,7 @@ def _bias(product: _Product, constants: Constants, channels: int) -> Tensor | No
         return None
     bias = constants.tensor(product.bias)
     if bias is None or tuple(bias.shape) != (channels,):
-        raise NotSubbitError("its bias is no constant of one number a channel")
+        raise NotSubbitError("its bias is no constant of one number per channel")
     return exact(bias)
 
 

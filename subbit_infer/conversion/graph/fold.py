@@ -1,4 +1,4 @@
-"""What follows a site goes into its epilogue: ``act(scale * sums + bias + residual) + shift``."""
+"""Folds the operations after a site into its epilogue: ``act(scale * sums + bias + residual) + shift``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fold(module: fx.GraphModule, constants: Constants) -> None:
     for node, site in sites(module.graph):
         while True:
             if (user := _next(node, site, constants)) is not None:
-                node = _put_behind(module.graph, node, user, site)
+                node = _put_after(module.graph, node, user, site)
             elif not move_before_pool(module.graph, node, site, constants):
                 break
 
@@ -44,7 +44,7 @@ def _next(node: fx.Node, site: Site, constants: Constants) -> fx.Node | None:
     return user
 
 
-def _put_behind(graph: fx.Graph, node: fx.Node, user: fx.Node, site: Site) -> fx.Node:
+def _put_after(graph: fx.Graph, node: fx.Node, user: fx.Node, site: Site) -> fx.Node:
     """Moves a site to where its folded user was, since a residual may only be known there."""
     residual = user.meta.pop("residual", None)
     args = (node.args[0], residual) if residual is not None else node.args
@@ -79,7 +79,7 @@ def _is_only_first_used(user: fx.Node) -> bool:
 
 
 def _multiply(node: fx.Node, user: fx.Node, site: Site, constants: Constants) -> bool:
-    """A factor a channel."""
+    """A factor per channel."""
     first, second = user.args[:2]
     other = second if first is node else first
     if other is node or not site.is_linear_so_far or len(node.args) > 1 or not _keeps(node, user):
@@ -103,7 +103,7 @@ def _divide(node: fx.Node, user: fx.Node, site: Site, constants: Constants) -> b
 
 
 def _add_or_residual(node: fx.Node, user: fx.Node, site: Site, constants: Constants) -> bool:
-    """A number a channel, or a tensor of the output's shape."""
+    """A number per channel, or a tensor of the output's shape."""
     first, second = user.args[:2]
     other = second if first is node else first
     if other is node or user.kwargs.get("alpha", 1) != 1 or not _keeps(node, user):

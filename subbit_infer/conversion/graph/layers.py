@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
+from subbit_infer.conversion.graph.signature import flatten_signature, guard_once
 from subbit_infer.conversion.graph.sites import Site, sites
 from subbit_infer.core.weight import PackedWeight
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
@@ -27,7 +28,7 @@ def to_layers(module: fx.GraphModule) -> fx.GraphModule:
     for node, site in sites(graph):
         name = _free_name(site.name, taken)
         taken.add(name)
-        _put_module(module, name, _layer(site))
+        module.add_submodule(name, _layer(site))
         with graph.inserting_before(node):
             new = graph.call_module(name, tuple(node.args))
         new.meta = {key: value for key, value in node.meta.items() if key != "site"}
@@ -37,6 +38,8 @@ def to_layers(module: fx.GraphModule) -> fx.GraphModule:
         if node.target in _VIEWS:
             node.target = torch.ops.aten.reshape.default
     graph.eliminate_dead_code()
+    guard_once(module)
+    flatten_signature(module)
     result = fx.GraphModule(module, graph, class_name=type(module).__name__)
     result.recompile()
     return result.eval()
@@ -73,7 +76,7 @@ def _float(vector: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def _free_name(name: str, taken: set[str]) -> str:
-    """The name, or with a number behind it: no layer, and no tensor that the graph reads, is at it yet."""
+    """The name, with a number after it where a layer, or a tensor that the graph reads, has that name."""
     number, free = 2, name
     while free in taken:
         free, number = f"{name}_{number}", number + 1
@@ -84,13 +87,3 @@ def _places(target: str) -> Iterator[str]:
     """Of the modules that a tensor is in."""
     while target := target.rpartition(".")[0]:
         yield target
-
-
-def _put_module(module: nn.Module, name: str, layer: nn.Module) -> None:
-    parent = module
-    *path, last = name.split(".")
-    for part in path:
-        if not isinstance(getattr(parent, part, None), nn.Module):
-            parent.add_module(part, nn.Module())
-        parent = getattr(parent, part)
-    parent.add_module(last, layer)

@@ -1,4 +1,4 @@
-"""Max-pooling after a site: what follows it moves before it, into the epilogue; binary activations stay packed."""
+"""Moves operations after max-pooling before it, into a site's epilogue, and keeps binary activations packed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import fx
 from subbit_infer.conversion.graph.constants import Constants
 from subbit_infer.conversion.graph.find import affine_of, arguments
 from subbit_infer.conversion.graph.sites import Site, shape_of, site_of
+from subbit_infer.core.sizes import pair
 from subbit_infer.nn import PackedMaxPool2d
 
 aten = torch.ops.aten
@@ -75,7 +76,7 @@ def can_stay_packed(pool: fx.Node) -> bool:
 def pack_pool(module: fx.GraphModule, pool: fx.Node) -> fx.Node:
     """Puts a max-pooling of packed activations in the place of one of floats."""
     a = arguments(pool)
-    kernel_size, stride = _pair(a["kernel_size"]), _pair(a["stride"] or a["kernel_size"])
+    kernel_size, stride = pair(a["kernel_size"]), pair(a["stride"] or a["kernel_size"])
     name = f"{pool.name}_packed"
     module.add_submodule(name, PackedMaxPool2d(kernel_size, stride))
     with module.graph.inserting_before(pool):
@@ -95,7 +96,7 @@ def halve_by_maxima(module: fx.GraphModule) -> None:
         if not is_max_pool(node) or site_of(node.args[0]) is None or not can_stay_packed(node):
             continue
         a = arguments(node)
-        if _pair(a["kernel_size"]) != (2, 2) or _pair(a["stride"] or a["kernel_size"]) != (2, 2):
+        if pair(a["kernel_size"]) != (2, 2) or pair(a["stride"] or a["kernel_size"]) != (2, 2):
             continue
         x = node.args[0]
         with module.graph.inserting_before(node):
@@ -108,8 +109,3 @@ def halve_by_maxima(module: fx.GraphModule) -> None:
         x.meta = dict(node.meta)
         node.replace_all_uses_with(x, propagate_meta=False)
         module.graph.erase_node(node)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    """Height and width; operators take one number for two that are the same."""
-    return (value[0], value[-1])

@@ -1,4 +1,4 @@
-"""The whole of it: a graph with sub-bit layers in it, and what is around them folded."""
+"""All steps in order, for a graph and for an exported program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from subbit_infer.conversion.graph.find import find
 from subbit_infer.conversion.graph.fold import fold
 from subbit_infer.conversion.graph.layers import to_layers
 from subbit_infer.conversion.graph.pooling import halve_by_maxima
-from subbit_infer.conversion.graph.signs import absorb, pack
+from subbit_infer.conversion.graph.signs import absorb, pack, skip_limits
 from subbit_infer.conversion.graph.sites import sites
 from subbit_infer.conversion.report import Converted, LayerReport, Report
 
@@ -27,7 +27,7 @@ def rewrite(module: fx.GraphModule, *, folds: bool = True) -> Converted[fx.Graph
     Args:
         module: of functional ATen operators, from :func:`~subbit_infer.conversion.graph.capture.capture`;
             it is used up.
-        folds: whether to put what surrounds the layers into them, and keep signs packed between them.
+        folds: whether to fold what surrounds the layers into them, and to keep binary activations packed between them.
 
     Returns:
         A graph module with SubbitConv2d and SubbitLinear layers, named as the layers they replace; and what was done.
@@ -36,10 +36,11 @@ def rewrite(module: fx.GraphModule, *, folds: bool = True) -> Converted[fx.Graph
     constants = Constants(module)
     reports = find(module, constants)
     absorb(module, constants)
-    module.graph.eliminate_dead_code()  # so that what nobody reads is no reader
+    module.graph.eliminate_dead_code()  # unread nodes are no readers
     if folds:
         fold(module, constants)
         pack(module, constants)
+        skip_limits(module.graph)
         fold_dense_norms(module, constants)
         pool_first(module)
         halve_by_maxima(module)

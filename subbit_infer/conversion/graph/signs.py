@@ -1,4 +1,4 @@
-"""Signs go into the site behind them, and stay packed between two sites."""
+"""Absorbs signs into the sites after them, and keeps binary activations packed between sites."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import torch
 from torch import Tensor, fx
 
 from subbit_infer.conversion.graph.constants import Constants, plain
+from subbit_infer.conversion.graph.find import arguments
 from subbit_infer.conversion.graph.pooling import can_stay_packed, is_max_pool, pack_pool
 from subbit_infer.conversion.graph.sites import Site, shape_of, site_of, sites
 
 aten = torch.ops.aten
 
+_LIMITS = (aten.hardtanh.default, aten.clamp.default)
+
 
 def absorb(module: fx.GraphModule, constants: Constants) -> None:
-    """Makes sites that are given signs take the sign themselves, of what it was taken of where that is known."""
+    """Absorbs the sign before a site into it."""
     for node, site in sites(module.graph):
         x = node.args[0]
         if site.activation_bits == 1:
-            continue  # it was a layer that takes signs: of 0 perhaps in its own way
+            continue  # it was a layer with binary activations, and perhaps its own sign of 0
         source = _source_of_sign(x)
         if source is not None:
             node.args = (source, *node.args[1:])
@@ -65,8 +68,23 @@ def _is_sign(value: Any) -> bool:
     return value in (-1, 0, 1)
 
 
+def skip_limits(graph: fx.Graph) -> None:
+    """Drops limits on both sides of 0 of what only sites with binary activations read: they change no sign."""
+    for node in list(graph.nodes):
+        if node.target not in _LIMITS or not node.users:
+            continue
+        a = arguments(node)
+        least, most = a.get("min_val", a.get("min")), a.get("max_val", a.get("max"))
+        if not all(limit is None or isinstance(limit, int | float) for limit in (least, most)):
+            continue  # a number of the input
+        is_around_0 = (least is None or least < 0) and (most is None or most > 0)
+        if is_around_0 and all(_takes_signs_of(user, node) and node not in user.args[1:] for user in node.users):
+            node.replace_all_uses_with(node.args[0], propagate_meta=False)
+            graph.erase_node(node)
+
+
 def pack(module: fx.GraphModule, constants: Constants) -> None:
-    """Lets a site give packed signs where convolutions of signs follow; its floats only where others read them."""
+    """Packs the output of a site before sites with binary activations; floats stay only where others read them."""
     for node, site in sites(module.graph):
         if site.geometry is None:
             continue
@@ -79,7 +97,7 @@ def pack(module: fx.GraphModule, constants: Constants) -> None:
 
 
 def _pack_through(module: fx.GraphModule, site: Site, pool: fx.Node) -> None:
-    """Packs what goes through a max-pooling to sites that take its signs, and to nothing else.
+    """Packs the output of a site before a max-pooling that only sites with binary activations read.
 
     The sign of a maximum is the maximum of the signs.
     """
@@ -95,7 +113,7 @@ def _pack_through(module: fx.GraphModule, site: Site, pool: fx.Node) -> None:
 
 
 def _readers_of_signs(node: fx.Node, site: Site, constants: Constants) -> list[tuple[fx.Node, Tensor | None]]:
-    """Sites that take signs of the node, or of it plus a number a channel: those of one such sum, the first one's."""
+    """Sites that take signs of the node, or of it plus a number per channel: those of one such sum, the first one's."""
     found: list[tuple[fx.Node, fx.Node | None, Tensor | None]] = []
     for user in node.users:
         if _takes_signs_of(user, node):

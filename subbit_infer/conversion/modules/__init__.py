@@ -1,9 +1,9 @@
-"""Modules that compute a sub-bit convolution or linear layer, replaced by layers of this package.
+"""Replaces modules with equivalent sub-bit layers.
 
-signs      which tensors come from signs
-observe    which convolutions run in which module, with which weights
-judge      whether a module is no more than its convolution, tried out on random inputs
-replace    the layers put in
+signs      tensors that are computed from signs
+observe    the convolutions that each module runs, with their weights
+judge      modules that are no more than their convolution, tried out on random inputs
+replace    the new layers, put in
 """
 
 from subbit_infer.conversion.modules.replace import swap

@@ -1,4 +1,4 @@
-"""Whether a module does nothing but a sub-bit convolution or linear layer, judged while its model runs."""
+"""Judges, while a model runs, which modules do nothing but a sub-bit convolution or linear layer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Layer = SubbitConv2d | SubbitLinear
 """What takes the place of a module."""
 
 _DOES_MORE = "its module does more than the {kind}; convert(fold=True) rewrites the graph instead"
-_LEAST_OUTPUTS = 16  # of a channel, to tell what is after it
+_LEAST_OUTPUTS = 16  # per channel, to tell what is after it
 HOOKS = "it has forward hooks, which would be lost"
 
 
-class Kept(Exception):  # noqa: N818
+class NotReplaceable(Exception):  # noqa: N818  # a verdict, not an error
     """A module stays as it is; the message says why, in a few words."""
 
 
@@ -123,7 +123,7 @@ class Judge:
                 self._decide(verdict, frame, x, output)
             else:
                 self._confirm(verdict, frame, x, output)
-        except (Kept, NotSubbitError) as why:
+        except (NotReplaceable, NotSubbitError) as why:
             verdict.keep(str(why))
 
     def _list(self, frame: Frame) -> None:
@@ -164,9 +164,9 @@ class Judge:
         try:
             frame, output = self._observer.probe(module, given.clone())
         except Exception as error:  # whatever the module makes of such an input
-            raise Kept(f"it does not take the random input that shows what it computes: {error}") from error
+            raise NotReplaceable(f"it does not take the random input that shows what it computes: {error}") from error
         if len(frame.calls) != 1 or frame.has_inner or not isinstance(output, Tensor):
-            raise Kept(_DOES_MORE.format(kind=kind))
+            raise NotReplaceable(_DOES_MORE.format(kind=kind))
         (call,) = frame.calls
         assert call.x is not None
         assert call.output is not None
@@ -177,7 +177,7 @@ class Judge:
         """Compares a further call of a module with its layer."""
         assert verdict.layer is not None
         if frame.calls[0].geometry != verdict.geometry:
-            raise Kept("its calls differ in stride, padding, dilation or groups")
+            raise NotReplaceable("its calls differ in stride, padding, dilation or groups")
         if verdict.layer.activation_bits == 1 and not verdict.takes_signs and not self._is_binary(x):
             modes = {"activation_bits": 32, "sign_zero": 0}
             packed = verdict.layer.packed_weight()
@@ -211,30 +211,30 @@ def _check_module(module: nn.Module) -> None:
     check_padding(module)
     # The observer's own are the first in front and the last after it.
     if any(len(m._forward_pre_hooks) > 1 or len(m._forward_hooks) > 1 for m in module.modules()):
-        raise Kept(HOOKS)
+        raise NotReplaceable(HOOKS)
 
 
 def check_padding(module: nn.Module) -> None:
     """Padding other than zeros is no SubbitConv2d's.
 
     Raises:
-        Kept: it is another.
+        NotReplaceable: it is another.
     """
     if (mode := getattr(module, "padding_mode", "zeros")) != "zeros":
-        raise Kept(f"its padding_mode is {mode!r}")
+        raise NotReplaceable(f"its padding_mode is {mode!r}")
 
 
 def _input(frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The one tensor that a module was called with."""
     if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-        raise Kept("it is called with other arguments than one tensor")
+        raise NotReplaceable("it is called with other arguments than one tensor")
     x = args[0]
     if not x.is_floating_point():
-        raise Kept(f"its input is {str(x.dtype).removeprefix('torch.')}")
+        raise NotReplaceable(f"its input is {str(x.dtype).removeprefix('torch.')}")
     if not x.numel():
-        raise Kept("its input is empty")
+        raise NotReplaceable("its input is empty")
     if version(x) != frame.version:
-        raise Kept("it changes its input in place")
+        raise NotReplaceable("it changes its input in place")
     return x
 
 
@@ -271,8 +271,8 @@ def _modes(kind: str, seen: Tensor, given: Tensor) -> dict[str, int]:
             if bool(((seen - reference.binarize(given, sign_zero)).abs() <= SIGN_TOLERANCE).all()):
                 return {"activation_bits": 1, "sign_zero": sign_zero}
         if bool(((seen - torch.where(given > 0, 1.0, -1.0)).abs() <= SIGN_TOLERANCE).all()):
-            raise Kept("it takes -1 for the sign of 0")
-    raise Kept(f"its {kind} sees neither the module's input nor the sign of it")
+            raise NotReplaceable("it takes -1 for the sign of 0")
+    raise NotReplaceable(f"its {kind} sees neither the module's input nor the sign of it")
 
 
 def _effective(call: Call, probes: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor | None, str]:
@@ -285,13 +285,13 @@ def _effective(call: Call, probes: Sequence[tuple[Tensor, Tensor]]) -> tuple[Ten
         rows = [torch.stack(side).double().movedim(channel, 0).flatten(1) for side in zip(*probes, strict=True)]
         fit = _affine(rows[0], rows[1], 16 * _eps(probes[0][1]))
     if fit is None:
-        raise Kept(_DOES_MORE.format(kind=call.kind))
+        raise NotReplaceable(_DOES_MORE.format(kind=call.kind))
     factor, offset = fit
     bias = None if call.bias is None else call.bias.double() * factor
     if offset is not None:
         bias = offset if bias is None else bias + offset
     weight = call.weight.double() * factor.reshape(-1, *[1] * (call.weight.dim() - 1))
-    note = "holds the factor behind it" if offset is None else "holds the factor and offset behind it"
+    note = "holds the factor after it" if offset is None else "holds the factor and offset after it"
     return weight.float(), None if bias is None else bias.float(), note
 
 
@@ -328,17 +328,19 @@ def _eps(tensor: Tensor) -> float:
 def _check_output(layer: Layer, x: Tensor, expected: Any) -> None:
     """Whether the layer gives what the module gave."""
     if not isinstance(expected, Tensor):
-        raise Kept(f"its output is a {type(expected).__name__}")
+        raise NotReplaceable(f"its output is a {type(expected).__name__}")
     try:
         actual = layer(x)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise Kept(f"no sub-bit layer takes its input: {error}") from error
+        raise NotReplaceable(f"no sub-bit layer takes its input: {error}") from error
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        raise Kept(f"its output is {expected.dtype} {tuple(expected.shape)}, not {actual.dtype} {tuple(actual.shape)}")
+        raise NotReplaceable(
+            f"its output is {expected.dtype} {tuple(expected.shape)}, not {actual.dtype} {tuple(actual.shape)}"
+        )
     if not expected.numel():
         return
     most = float(expected.abs().amax())
     difference = float((actual.double() - expected.double()).abs().amax())
     limit = max(TOLERANCE, 8 * _eps(expected)) * most
     if not difference <= limit:
-        raise Kept(f"its output differs by {difference:.2g}, of {most:.2g} at most")
+        raise NotReplaceable(f"its output differs by {difference:.2g}, of {most:.2g} at most")

@@ -1,4 +1,4 @@
-"""Which convolutions and linear layers a model computes, with which weights, in which of its modules."""
+"""Observes the convolutions and linear layers that a model computes, with their weights and modules."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from subbit_infer.conversion.detection import NotSubbitError, recognize
 from subbit_infer.conversion.modules.signs import Signs
 from subbit_infer.core import cost
+from subbit_infer.core.sizes import pair
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
 
 
@@ -259,5 +260,5 @@ _OPERATORS: dict[Any, Callable[..., Call | None]] = {
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, tuple | list) else (value,)
-    return int(pair[0]), int(pair[-1])
+    rows, columns = pair(value if isinstance(value, tuple | list) else int(value))
+    return int(rows), int(columns)

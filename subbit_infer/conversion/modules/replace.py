@@ -1,4 +1,4 @@
-"""Sub-bit layers put in place of the modules that compute what they compute."""
+"""Replaces modules with equivalent sub-bit layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from subbit_infer.conversion.detection import NotSubbitError, recognize
-from subbit_infer.conversion.modules.judge import HOOKS, Judge, Kept, Layer, Verdict, check_padding, class_name, kept
+from subbit_infer.conversion.modules.judge import (
+    HOOKS,
+    Judge,
+    Layer,
+    NotReplaceable,
+    Verdict,
+    check_padding,
+    class_name,
+    kept,
+)
 from subbit_infer.conversion.modules.observe import geometry_of, quiet, run
 from subbit_infer.conversion.report import Converted, LayerReport, Report
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
@@ -21,12 +30,12 @@ _NOT_RUN = "Nothing was run: binary activations, and weights that forward comput
 
 
 def swap(model: nn.Module, example_input: Any = None, *, in_place: bool = False) -> Converted[nn.Module]:
-    """Puts sub-bit layers in place of the modules of a model that compute a sub-bit convolution or linear layer.
+    """Replaces the modules of a model that compute a sub-bit convolution or linear layer.
 
     Which modules do is observed: a copy of the model is run once, in evaluation mode and without gradients, and of
     every 2-d convolution and linear layer the weight is looked at that it is given, whatever it was computed from. A
-    module is replaced if its one such call is all that it does, save for a factor and offset a channel behind it and
-    the sign in front of it. It is run once more on a random input for that, and both outputs must come out again.
+    module is replaced if its one such call is all that it does, save for a factor and offset per channel after it and
+    the sign before it. It is run once more on a random input for that, and both outputs must come out again.
 
     An input is binary (``activation_bits=1``) if the module takes its sign, or if it was computed from signs or
     comparisons and holds only -1, 0 and 1. Values may be off by 1e-5: training code writes ``(sign(x) - t) + t``.
@@ -133,7 +142,7 @@ def _with_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module
 
 
 def _verdict_of_class(module: nn.Module, path: str) -> Verdict | None:
-    """What becomes of a module of which nothing but its class and weight is known."""
+    """The verdict on a module by its class and weight alone."""
     if not isinstance(module, nn.Conv2d | nn.Linear):
         return None
     kind = parametrize.type_before_parametrizations(module)
@@ -141,7 +150,7 @@ def _verdict_of_class(module: nn.Module, path: str) -> Verdict | None:
         return kept(module, path, f"what a {kind.__name__} computes is seen with an example_input only")
     try:
         if module._forward_pre_hooks or module._forward_hooks:
-            raise Kept(HOOKS)
+            raise NotReplaceable(HOOKS)
         with quiet(module):
             packed = recognize(module.weight, module.bias)
         if isinstance(module, nn.Linear):
@@ -151,7 +160,7 @@ def _verdict_of_class(module: nn.Module, path: str) -> Verdict | None:
             layer = SubbitConv2d.from_packed(
                 packed, **geometry_of(module.stride, module.padding, module.dilation, module.groups)
             )
-    except (Kept, NotSubbitError) as why:
+    except (NotReplaceable, NotSubbitError) as why:
         return kept(module, path, str(why))
     report = LayerReport.of_weight(path or class_name(module), tuple(module.weight.shape), packed, 32)
     return Verdict(module, report, layer)

@@ -1,4 +1,4 @@
-"""Which tensors hold signs because of how they were computed, not by chance."""
+"""Tracks tensors that hold signs because of how they were computed, not by chance."""
 
 from __future__ import annotations
 

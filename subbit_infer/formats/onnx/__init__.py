@@ -2,8 +2,8 @@
 
 Needs ``pip install subbit-infer[onnx]``; import it as ``subbit_infer.onnx``.
 
-One file serves everybody: its nodes are functions of standard operators, which decode the weights while ONNX Runtime
-loads it, and :func:`load` puts our kernels in their place. Milliseconds on one thread of an AMD Zen 4 core (224x224,
+One file works everywhere: its nodes are functions of standard operators, which decode the weights while ONNX Runtime
+loads it, and :func:`load` replaces them with our kernels. Milliseconds on one thread of an AMD Zen 4 core (224x224,
 batch 1, ONNX Runtime 1.32, onnxruntime-extensions 0.15.2); the last column is what plain ONNX Runtime takes to load the
 dense and the converted file::
 
@@ -14,11 +14,11 @@ dense and the converted file::
     one layer, 64 x 56 x 56   2.19                               2.13     1.01       11.43   5, 4
     one layer, 512 x 7 x 7    2.44                               2.42     0.67        1.89   27, 91
 
-:func:`session` is slow because Python operators of onnxruntime-extensions copy what they take and give their results
-as lists of Python numbers. Such an operator exists in the domain ``ai.onnx.contrib`` alone and takes attributes of
-single numbers and strings. There it does win over a function of its name in the file, but Conv takes lists, so nodes
-are renamed while the file is loaded. A native library of operators needs ONNX Runtime's C headers, which its package
-does not have. The sign of NaN is NaN in plain ONNX Runtime, and 0 in our kernels.
+:func:`session` is slow because Python operators of onnxruntime-extensions copy their inputs and return their results as
+lists of Python numbers. Such an operator can only be in the domain ``ai.onnx.contrib``, and its attributes can only be
+single numbers and strings. There it takes precedence over a function of its name in the file, but Conv has lists as
+attributes, so nodes are renamed while the file is loaded. A native library of operators needs ONNX Runtime's C headers,
+which its package does not have. The sign of NaN is NaN in plain ONNX Runtime, and 0 in our kernels.
 """
 
 try:

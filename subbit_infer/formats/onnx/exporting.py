@@ -30,8 +30,8 @@ def export(
     """Writes a model with sub-bit layers to an ONNX file that holds their weights packed.
 
     Every call of ``subbit_infer::conv2d`` becomes a node of the domain ``subbit_infer``, as :func:`convert` makes them,
-    and standard operators for what follows the bias. Activations that are packed between layers become floats in the
-    file, which has the same results. Weights lie in the one file.
+    and standard operators for the epilogue after the bias. Activations that are packed between layers become floats in
+    the file, with the same results. Weights are in that file, too.
 
     Args:
         module: a module in evaluation mode, or an exported program.
@@ -51,7 +51,7 @@ def export(
     """
     if not isinstance(args, tuple):
         raise TypeError(f"args must be a tuple of example inputs, got {type(args).__name__}")
-    if dynamic_batch:  # torch takes a size of 1 in the example for one that is always 1
+    if dynamic_batch:  # torch would take a size of 1 in the example for a constant
         args = tuple(_two_of(arg) for arg in args)
     packed = _packed_program(module, args, dynamic_batch)
     names = input_names or [name for name in packed.graph_signature.user_inputs if isinstance(name, str)]
@@ -86,7 +86,7 @@ def _packed_program(
 
 
 def _dynamic(args: tuple[Any, ...], dynamic_batch: bool) -> tuple[Any, ...]:
-    """What torch.export is told of the sizes of each input."""
+    """What torch.export is told about the sizes of each input."""
     batch = torch.export.Dim("batch")
     return tuple({0: batch} if isinstance(arg, Tensor) and arg.dim() and dynamic_batch else None for arg in args)
 

@@ -32,7 +32,7 @@ class Kind(NamedTuple):
 
     @property
     def op_type(self) -> str:
-        """The operator's name: Sign... takes x's sign first, Binary... the sign with +1 for 0."""
+        """The operator's name: Sign... takes the sign of x first, Binary... the sign with +1 for 0."""
         prefix = "" if self.activation_bits == 32 else "Binary" if self.sign_zero else "Sign"
         return prefix + ("Linear" if self.is_linear else "Conv2d")
 
@@ -84,7 +84,7 @@ def function(kind: Kind, opset: int) -> FunctionProto:
 
 
 class _Body:
-    """Nodes in the making; every value gets a name of its own."""
+    """The nodes of a function; every value gets its own name."""
 
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []

@@ -1,4 +1,4 @@
-"""A graph's values: who makes and who uses each, which are constant, and what their numbers are."""
+"""A graph's values: which node makes each and which use it, which are constant, and the constants' values."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Graph:
         return next((o.version for o in self.model.opset_import if o.domain in _DEFAULT_DOMAINS), 1)
 
     def look_up(self) -> None:
-        """Takes note of all values."""
+        """Looks up all values."""
         inputs = {value.name for value in self.proto.input}
         self.fixed = {t.name: t for t in self.proto.initializer if t.name not in inputs}
         self.makers = {name: node for node in self.proto.node for name in node.output if name}
@@ -63,7 +63,7 @@ class Graph:
             self.uses[name] = self.uses.get(name, 0) + 1
 
     def fix_defaults(self) -> None:
-        """Makes constants of the initializers that a caller could override."""
+        """Turns initializers that a caller could override into constants."""
         names = {tensor.name for tensor in self.proto.initializer}
         for value in [value for value in self.proto.input if value.name in names]:
             self.proto.input.remove(value)
@@ -88,10 +88,10 @@ class Graph:
         return _computed(model)
 
     def nodes_behind(self, name: str) -> list[NodeProto]:
-        """The nodes that compute a constant, in order; none where it is an initializer.
+        """The nodes that compute a constant, in order; none if it is an initializer.
 
         Raises:
-            NotConstantError: it is no constant.
+            NotConstantError: it is not a constant.
         """
         needed: set[str] = set()
         waiting = [name]
@@ -109,19 +109,19 @@ class Graph:
         return [node for node in self.proto.node if needed & set(node.output)]
 
     def value(self, name: str) -> ValueInfoProto:
-        """A value's type and sizes, as the file says them or as they follow from it; without them where neither is."""
+        """A value's type and sizes, as far as the file states them or they follow from it."""
         if self._values is None:
             inferred = onnx.shape_inference.infer_shapes(self.model).graph
             self._values = {v.name: v for v in [*inferred.value_info, *inferred.input, *inferred.output]}
         return self._values.get(name, ValueInfoProto(name=name))
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
-        """A value's sizes, None for those that are not known; None where their number is not."""
+        """A value's sizes, None for unknown ones; None if even their number is unknown."""
         value = self.value(name)
         return _sizes(value) if value.type.tensor_type.HasField("shape") else None
 
     def remove_unused(self, candidates: list[str]) -> None:
-        """Removes the makers of values that nobody uses any more, their makers in turn, and such initializers."""
+        """Removes nodes and initializers whose values are no longer used, and then what only they used."""
         waiting = list(candidates)
         while waiting:
             name = waiting.pop()
@@ -144,7 +144,7 @@ class Graph:
 
 
 def names_used(nodes: Iterable[NodeProto]) -> Iterator[str]:
-    """The values that nodes use, those inside their subgraphs too."""
+    """The values that nodes use, including those used inside their subgraphs."""
     for node in nodes:
         yield from node.input
         for attribute in node.attribute:
@@ -171,7 +171,7 @@ def _sizes(value: ValueInfoProto) -> tuple[int | None, ...]:
 
 
 def _computed(model: ModelProto) -> NDArray[np.generic]:
-    """The one output of a model without inputs, whose sizes are looked at before anything is computed."""
+    """The one output of a model without inputs; sizes are checked before anything is computed."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
@@ -189,6 +189,6 @@ def _computed(model: ModelProto) -> NDArray[np.generic]:
         result: NDArray[np.generic] = session.run(None, {})[0]
     except NotConstantError:
         raise
-    except Exception as error:  # ONNX Runtime's own kinds derive from nothing narrower
+    except Exception as error:  # ONNX Runtime's own exceptions derive from nothing narrower
         raise NotConstantError(f"ONNX Runtime cannot compute it: {first_line(error)}") from error
     return result

@@ -24,7 +24,7 @@ def layer_of(graph: Graph, node: NodeProto) -> torch.nn.Module:
     """The layer that computes what a node of our domain does, from x alone.
 
     Raises:
-        ValueError: the node is not as :func:`subbit_infer.onnx.convert` and ``export`` make them.
+        ValueError: the node is not one that :func:`subbit_infer.onnx.convert` or ``export`` makes.
     """
     where = f"node {node.name or node.output[0]!r}"
     kind = KINDS.get(node.op_type)
@@ -57,7 +57,7 @@ def layer_of(graph: Graph, node: NodeProto) -> torch.nn.Module:
 
 
 class _Padded(torch.nn.Module):
-    """A convolution of x padded differently at opposite sides.
+    """A convolution of an input that is padded differently on opposite sides.
 
     Args:
         conv: the convolution without padding.
@@ -71,7 +71,7 @@ class _Padded(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H_out, W_out)."""
-        if self.kind.activation_bits == 1:  # before the zeros come, which have no sign
+        if self.kind.activation_bits == 1:  # before padding, whose zeros have no sign
             x = reference.binarize(x, self.kind.sign_zero)
         return cast("Tensor", self.conv(F.pad(x, self.pads)))
 

@@ -38,8 +38,8 @@ class Value(NamedTuple):
 class Program:
     """A model whose sub-bit layers run our kernels; made by :func:`load`, used as ``onnxruntime.InferenceSession`` is.
 
-    The graph is cut at its layers. What lies between runs in ONNX Runtime, in stages: first every node that needs no
-    layer, then the layers that this makes ready, then every node that needs no other layer, and so on.
+    The graph is cut at its layers. What lies between runs in ONNX Runtime, in stages: first every node that depends
+    on no layer, then the layers whose inputs are now known, then every node that depends on no other layer, and so on.
     """
 
     def __init__(self, inputs: list[Value], outputs: list[Value], stages: list[_Stage]) -> None:
@@ -100,7 +100,7 @@ class _Stage:
 
 
 def run_layer(layer: torch.nn.Module, x: Array) -> Array:
-    """Calls a layer on an array, which it shares the memory of."""
+    """Calls a layer on an array, without copying it."""
     with torch.no_grad():
         y: Array = layer(torch.from_numpy(np.require(x, requirements="W"))).numpy()
     return y
@@ -124,7 +124,7 @@ def load(
         ValueError: it is not a valid ONNX file, has no sub-bit layer, or a broken one.
     """
     graph = Graph(read(path))
-    layer_nodes(graph)  # there are some
+    layer_nodes(graph)  # raises if there are none
     graph.fix_defaults()
     options = _options() if sess_options is None else sess_options
     given = ["CPUExecutionProvider"] if providers is None else list(providers)
@@ -160,14 +160,14 @@ def load(
 def runtime_session(
     model: ModelProto, options: onnxruntime.SessionOptions, providers: Sequence[str], path: str | os.PathLike[str]
 ) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session of what was made of a file.
+    """An ONNX Runtime session for a model made from a file.
 
     Raises:
-        ValueError: ONNX Runtime does not take it.
+        ValueError: ONNX Runtime rejects it.
     """
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
-    except Exception as error:  # ONNX Runtime's own kinds derive from nothing narrower
+    except Exception as error:  # ONNX Runtime's own exceptions derive from nothing narrower
         raise ValueError(f"ONNX Runtime cannot run {path}: {first_line(error)}") from error
 
 

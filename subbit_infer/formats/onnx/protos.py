@@ -1,4 +1,4 @@
-"""ONNX files: read with every check before anything is done, written whole or not at all."""
+"""ONNX files: fully checked when read, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read(path: str | os.PathLike[str]) -> ModelProto:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no valid ONNX model, or its external data is missing, outside its folder or broken.
+        ValueError: it is not a valid ONNX model, or its external data is missing, outside its folder or broken.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""ONNX files made sub-bit: convolutions and matrix products whose weights are, as nodes of our domain."""
+"""Converts ONNX files: convolutions and matrix products with sub-bit weights become nodes of our domain."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ def convert(path_in: str | os.PathLike[str], path_out: str | os.PathLike[str]) -
     """Writes a file that computes the same and holds sub-bit weights packed.
 
     Every Conv, Gemm and MatMul of the main graph becomes a node of the domain ``subbit_infer`` if its weight is
-    constant (an initializer, or computed from such) and sub-bit; a Sign in front of it becomes part of it. The node's
-    meaning is in the file too, as a function of standard operators, so any ONNX runtime runs it;
-    :func:`subbit_infer.onnx.load` runs it by our kernels. Everything else stays as it was. External data comes into
-    the file.
+    constant (an initializer, or computed from such) and sub-bit; a preceding Sign becomes part of it. The file also
+    defines the node as a function of standard operators, so any ONNX runtime can run it; :func:`subbit_infer.onnx.load`
+    runs it with our kernels. Everything else stays as it was. External data is moved into the file.
 
     Args:
         path_in: an ONNX file.
@@ -146,7 +145,7 @@ class _Layer(NamedTuple):
 
 
 def _convert_node(graph: Graph, node: NodeProto) -> LayerReport | None:
-    """Puts a node of our domain in its place, if it can be; None for a product of two inputs."""
+    """Replaces a node with one of our domain, if possible; None for a product of two inputs."""
     name, shape = node.name or node.output[0], ()
     if node.domain not in ("", "ai.onnx"):
         return None
@@ -234,7 +233,7 @@ def _same_pads(
 
 
 def _raise_versions(model: ModelProto, path: str | os.PathLike[str]) -> list[str]:
-    """Brings a model to versions that have functions; says what was raised."""
+    """Raises a model to versions that have functions; returns notes on what was raised."""
     notes = []
     opset = Graph(model).opset
     if opset < LEAST_OPSET:

@@ -33,15 +33,15 @@ def session(
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session for a file that ``convert`` or ``export`` wrote, in which our kernels run.
 
-    Needs the package onnxruntime-extensions. It hands every output of a Python operator over as a list of Python
-    numbers, 70 ns each as measured, which mostly takes longer than our kernels save: prefer
-    :func:`subbit_infer.onnx.load`, unless an ``InferenceSession`` is what is asked for.
+    Needs the package onnxruntime-extensions. It returns every output of a Python operator as a list of Python numbers,
+    at a measured 70 ns each, which usually costs more than our kernels save: prefer
+    :func:`subbit_infer.onnx.load`, unless you need an ``InferenceSession``.
 
     Args:
         path: the file.
         providers: of ONNX Runtime; None for the CPU's.
-        sess_options: of the session; the library of onnxruntime-extensions is registered in them, which must not be
-            done by others too.
+        sess_options: of the session; the library of onnxruntime-extensions is registered in them, and must not be
+            registered by others.
 
     Raises:
         ImportError: onnxruntime-extensions is not installed.

@@ -1,4 +1,4 @@
-"""Programs without packed activations: what ONNX can express, computing the same."""
+"""Rewrites programs without packed activations, as ONNX can express them, with the same results."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class _Words:
 
     Attributes:
         bits: (N, C, H, W) bool, what the bits of the words say.
-        signs_of: (N, C, H, W) floats, and what the sign of 0 is: the words are of their signs. None if not known.
-        sign_zero: what the sign of 0 is there.
+        signs_of: (N, C, H, W) floats whose signs the words hold; None if not known.
+        sign_zero: the sign of 0 in them.
     """
 
     bits: Tensor
@@ -38,7 +38,7 @@ class _Words:
 class Unpacked(torch.nn.Module):
     """Runs a graph with activations as floats where it has them packed, and epilogues as plain operators.
 
-    To be exported again; what comes out has our operators as ``torch.onnx`` is to write them, and no other of ours.
+    To be exported again: the result has our operators only as ``torch.onnx`` is to write them.
 
     Args:
         graph_module: of a :class:`torch.export.ExportedProgram`.
@@ -61,7 +61,7 @@ class Unpacked(torch.nn.Module):
 
 
 class _Interpreter(torch.fx.Interpreter):
-    """Calls of our operators, and others on words, by floats."""
+    """Runs our operators, and others on words, with floats."""
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target in _OURS:
