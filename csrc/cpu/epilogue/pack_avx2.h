@@ -1,12 +1,15 @@
-// Signs of floats as words of 64 channels.
+// Signs of floats as words of 64 channels, for AVX2. This is no template over the vector type: where pixels lie next to
+// each other AVX2 collects a bit per channel in lanes of 32 bits, while AVX-512 has masks and transposes them with GFNI
+// (pack_avx512vbmi.h).
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
-#include "cpu/epilogue/finish_avx2.h"
+#include "cpu/epilogue/finish.h"
 #include "cpu/families/rows/steps.h"
+#include "cpu/simd/store_words.h"
 #include "cpu/simd/vec_avx2.h"
 
 namespace subbit {
@@ -46,8 +49,8 @@ inline void pack_half(const PackTask& task, std::int64_t first, int n, std::int6
 }
 
 template <int kVectors>
-inline void store_words(const __m256i (&low)[kVectors], const __m256i (&high)[kVectors], int n, std::uint64_t* words,
-                        std::int64_t stride) {
+inline void store_halves(const __m256i (&low)[kVectors], const __m256i (&high)[kVectors], int n, std::uint64_t* words,
+                         std::int64_t stride) {
   alignas(32) std::uint64_t pixels[8 * kVectors];
   for (int v = 0; v < kVectors; ++v) {
     const __m256i a = _mm256_unpacklo_epi32(low[v], high[v]);  // pixels 0, 1, 4, 5
@@ -56,7 +59,7 @@ inline void store_words(const __m256i (&low)[kVectors], const __m256i (&high)[kV
     _mm256_store_si256(four, _mm256_permute2x128_si256(a, b, 0x20));
     _mm256_store_si256(four + 1, _mm256_permute2x128_si256(a, b, 0x31));
   }
-  for (int p = 0; p < n; ++p) words[p * stride] = pixels[p];
+  store_words(pixels, n, words, stride);
 }
 
 template <int kVectors, bool kWhole, bool kSignZero>
@@ -69,8 +72,8 @@ inline void pack_neighbours(const PackTask& task, std::int64_t first, int n) {
                                              nonzero[half]);
     }
     const std::int64_t at = first * out.stride + word;
-    store_words(plus[0], plus[1], n, out.plus + at, out.stride);
-    if (out.nonzero) store_words(nonzero[0], nonzero[1], n, out.nonzero + at, out.stride);
+    store_halves(plus[0], plus[1], n, out.plus + at, out.stride);
+    if (out.nonzero) store_halves(nonzero[0], nonzero[1], n, out.nonzero + at, out.stride);
   }
 }
 
@@ -88,10 +91,10 @@ inline void pack(const PackTask& task) {
   if (task.x_channel == 1) {
     for (std::int64_t p = 0; p < task.pixels; ++p) {
       for (std::int64_t c = 0; c < task.channels; c += 8) {
-        const int n = at_most_eight(task.channels - c);
-        store_signs(task.words, p, c, n, F32x8::load_partial(task.x + p * task.x_pixel + c, n));
+        const int n = lanes_of<F32x8>(task.channels - c);
+        store_signs<F32x8>(task.words, p, c, n, F32x8::load_partial(task.x + p * task.x_pixel + c, n));
       }
-      store_no_signs(task.words, p, task.channels);
+      store_no_signs<F32x8>(task.words, p, task.channels);
     }
     return;
   }

@@ -1,22 +1,18 @@
-// Signs of floats as words of 64 channels.
+// Signs of floats as words of 64 channels, for AVX-512 with VBMI and GFNI.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
-#include "cpu/epilogue/finish_avx512.h"
+#include "cpu/epilogue/finish.h"
 #include "cpu/simd/bits_avx512vbmi.h"
+#include "cpu/simd/store_words.h"
 #include "cpu/simd/transpose_avx512vbmi.h"
+#include "cpu/simd/vec_avx512.h"
 
 namespace subbit {
 namespace {
-
-// A block of up to 64 channels and pixels, a word per channel, to the pixels' words.
-inline void store_transposed(std::uint64_t channels[64], int pixels, std::uint64_t* words, std::int64_t stride) {
-  transpose(channels);
-  for (int p = 0; p < pixels; ++p) words[p * stride] = channels[p];
-}
 
 // Channels lie next to each other, or pixels do (a word per channel then, transposed), or neither.
 inline void pack(const PackTask& task) {
@@ -24,9 +20,9 @@ inline void pack(const PackTask& task) {
   if (task.x_channel == 1) {
     for (std::int64_t c = 0; c < (task.channels + 63) / 64 * 64; c += 16) {
       const std::int64_t left = task.channels - c;
-      const __mmask16 lanes = left > 0 ? first_lanes(left) : 0;
+      const int n = left > 0 ? lanes_of<F32x16>(left) : 0;
       for (std::int64_t p = 0; p < task.pixels; ++p) {
-        store_signs(out, p, c, lanes, _mm512_maskz_loadu_ps(lanes, task.x + p * task.x_pixel + c));
+        store_signs<F32x16>(out, p, c, n, F32x16::load_partial(task.x + p * task.x_pixel + c, n));
       }
     }
     return;
@@ -50,8 +46,12 @@ inline void pack(const PackTask& task) {
         nonzero[c] = ~(bits.low ^ bits.high);  // 0 is the only digit whose bits differ
       }
       const std::int64_t at = first * out.stride + word;
-      store_transposed(plus, n, out.plus + at, out.stride);
-      if (out.nonzero) store_transposed(nonzero, n, out.nonzero + at, out.stride);
+      transpose(plus);
+      store_words(plus, n, out.plus + at, out.stride);
+      if (out.nonzero) {
+        transpose(nonzero);
+        store_words(nonzero, n, out.nonzero + at, out.stride);
+      }
     }
   }
 }

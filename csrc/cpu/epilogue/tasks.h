@@ -7,12 +7,12 @@
 
 namespace subbit {
 
-// Where signs go: a pixel's words are `stride` after those of the pixel before it.
+// Where signs go; consecutive pixels' words are `stride` apart.
 struct Words {
   std::uint64_t* plus;     // > 0, or >= 0 with sign_zero
   std::uint64_t* nonzero;  // plus or < 0; or null
   std::int64_t stride;
-  const float* shift;  // of each channel, added before the sign is taken; or null
+  const float* shift;  // per channel, added before the sign is taken; or null
   bool sign_zero;
 };
 

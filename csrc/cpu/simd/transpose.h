@@ -21,11 +21,5 @@ inline void transpose(std::uint64_t words[64]) {
   }
 }
 
-// Transposes a block of up to 64 channels and pixels, a word per channel; consecutive pixels' words are `stride` apart.
-inline void store_transposed(std::uint64_t channels[64], int pixels, std::uint64_t* words, std::int64_t stride) {
-  transpose(channels);
-  for (int p = 0; p < pixels; ++p) words[p * stride] = channels[p];
-}
-
 }  // namespace
 }  // namespace subbit

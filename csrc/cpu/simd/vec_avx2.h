@@ -41,6 +41,8 @@ inline __m256i sign_of(__m256 x, bool sign_zero) {
 }
 
 struct F32x8 {
+  using Vector = __m256;
+  using Bits = std::uint8_t;  // one per lane
   using Element = float;
   using Sum = float;
   static constexpr int kLanes = 8;
@@ -74,6 +76,17 @@ struct F32x8 {
   static std::uint64_t compare_bits(__m256 x) {
     return static_cast<std::uint64_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), kRelation)));
   }
+  // Of the first n lanes.
+  static Bits positive_bits(__m256 x, int n) { return first_bits(positive_bits(x), n); }
+  static Bits not_negative_bits(__m256 x, int n) { return first_bits(not_negative_bits(x), n); }
+  static Bits negative_bits(__m256 x, int n) { return first_bits(negative_bits(x), n); }
+  static Bits first_bits(std::uint64_t bits, int n) { return static_cast<Bits>(bits & ((1u << n) - 1)); }
+  // Sums of 16 bits, without sign.
+  static __m256 load_counts(const std::uint16_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  // a * b + c of integers whose product and sum are below 2^24.
+  static __m256 exact_multiply_add(__m256 a, __m256 b, __m256 c) { return _mm256_add_ps(_mm256_mul_ps(a, b), c); }
   static __m256 load_partial(const float* p, int n) { return load_floats<1>(p, n); }
   static __m256 max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }  // b where one is NaN; so is min
   static __m256 min(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }

@@ -23,7 +23,7 @@ struct MatchBitsTask {
   float* used_count;         // [pixel]: how many are not zero
 };
 
-// Four activations of each nibble of a word as a number that names a table, sixteen a word.
+// Four activations of each nibble of a word as a number that names a table, sixteen per word.
 struct CodeBitsTask {
   const std::uint64_t* used;
   const std::uint64_t* plus;  // where nothing is used it says nothing

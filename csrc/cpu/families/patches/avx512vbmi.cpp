@@ -142,8 +142,8 @@ class Taps {
   __m512i word_, shift_, rest_;
 };
 
-// The same where the three taps of each kernel row follow each other bit by bit, as they do without stride: a load a
-// row that begins less than eight bits before its first tap serves all three.
+// The same where the three taps of each kernel row follow each other bit by bit, as they do without stride: one
+// load per row, which begins less than eight bits before its first tap, serves all three.
 class TapsOfRows {
  public:
   static bool fit(const std::int64_t* tap_bit, int taps) {

@@ -1,5 +1,4 @@
-// What of a patch lies inside the image, for every output pixel: the patches family needs it, and it depends on the
-// sizes of a call alone.
+// Which taps of a patch lie inside the image, per output pixel. It depends on nothing but the sizes of a call.
 #pragma once
 
 #include <array>

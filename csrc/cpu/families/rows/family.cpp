@@ -35,8 +35,8 @@ constexpr RowsCosts kBinaryCosts = {860, 14, 0.2, 1.5, 0, 0.3, 0.25, 0.77, 0.25}
 const RowsCosts costs_binary_rows_avx2 = kBinaryCosts;
 const RowsCosts costs_float_rows_avx512 = kFloatCosts;
 const RowsCosts costs_float_rows_avx2 = kFloatCosts;
-const RowsCosts costs_binary_rows_scalar = {500, 0, 1, 1, 1100, 57, 5, 0, 3};
-const RowsCosts costs_float_rows_scalar = {500, 0, 1, 1, 100, 30, 16, 0, 1};
+const RowsCosts costs_binary_rows_scalar = {860, 0, 1, 1, 1100, 57, 5, 0, 3};
+const RowsCosts costs_float_rows_scalar = {840, 0, 1, 1, 100, 30, 16, 0, 1};
 
 namespace {
 

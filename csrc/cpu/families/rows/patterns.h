@@ -6,7 +6,7 @@
 
 namespace subbit {
 
-// A part (a row of three taps, or a half of four) as a sign and a signless pattern: kernel.h says how they are
+// A part (a row of three taps, or a half of four) as a sign and a signless pattern: tasks.h says how they are
 // numbered.
 struct SignedPattern {
   bool minus;

@@ -6,9 +6,11 @@
 
 #include <cstdint>
 
+#include "cpu/epilogue/finish.h"
 #include "cpu/epilogue/tasks.h"
 #include "cpu/families/rows/tasks.h"
 #include "cpu/families/stage_task.h"
+#include "cpu/simd/store_words.h"
 #include "cpu/simd/transpose.h"
 
 namespace subbit {
@@ -159,58 +161,21 @@ inline void gather_rows(const GatherRowsTask& task) {
   }
 }
 
-template <class F, class Vector>
-inline Vector activate(Vector v, Activation activation, float slope) {
-  switch (activation) {
-    case Activation::kRelu:
-      return F::max(F::broadcast(0), v);
-    case Activation::kHardtanh:
-      return F::min(F::broadcast(1), F::max(F::broadcast(-1), v));
-    case Activation::kPrelu:
-      return F::positive_or(v, F::mul(v, F::broadcast(slope)));
-    case Activation::kNone:
-      break;
-  }
-  return v;
-}
-
-// Fewer than a vector of floats that may be apart.
-template <class F>
-inline auto load_pixels(const float* p, std::int64_t step, int n) {
-  if (step == 1) return F::load_partial(p, n);
-  float lanes[F::kLanes] = {};
-  for (int i = 0; i < n; ++i) lanes[i] = p[i * step];
-  return F::load_partial(lanes, F::kLanes);
-}
-
 // F is the float vector of the level; F::load_sums reads sums of either kind as floats. Channel by channel over several
-// tiles, so that neighbouring lines of the output are written one after the other. Adding 0 changes nothing but the
-// sign of a zero.
+// tiles, so that neighbouring lines of the output are written one after the other.
 template <class F, class Sum, int kRowElements>
 inline void finish_rows(const FinishTask& task) {
   const Sum* sums = static_cast<const Sum*>(task.sums);
   for (std::int64_t o = 0; o < task.outputs; ++o) {
-    const auto scale = F::broadcast(task.scale ? task.scale[o] : 1);
-    const auto bias = F::broadcast(task.bias ? task.bias[o] : 0);
-    const auto shift = F::broadcast(task.shift ? task.shift[o] : 0);
-    const float slope = task.slope ? task.slope[o] : 0;
+    const auto scale = broadcast_channel<F>(task.scale, o, 1), bias = broadcast_channel<F>(task.bias, o, 0);
+    const auto slope = broadcast_channel<F>(task.slope, o, 0), shift = broadcast_channel<F>(task.shift, o, 0);
     float* y = task.y + o * task.y_channel;
     for (int p = 0; p < task.pixels; p += F::kLanes) {
       const int n = task.pixels - p < F::kLanes ? task.pixels - p : F::kLanes;
       const Sum* sum = sums + p / kRowElements * task.sums_stride + o * kRowElements + p % kRowElements;
       auto value = F::add(F::mul(F::load_sums(sum), scale), bias);
-      if (task.residual) {
-        const float* residual = task.residual + o * task.residual_channel + p * task.residual_pixel;
-        value = F::add(value, load_pixels<F>(residual, task.residual_pixel, n));
-      }
-      value = F::add(activate<F>(value, task.activation, slope), shift);
-      if (task.y_pixel == 1) {
-        F::store_partial(y + p, value, n);
-      } else {
-        alignas(64) float lanes[F::kLanes];
-        F::store(lanes, value);
-        for (int i = 0; i < n; ++i) y[(p + i) * task.y_pixel] = lanes[i];
-      }
+      value = finish_pixels<F>(task, o, p, n, value, slope, shift);
+      store_spaced<F>(y + p * task.y_pixel, task.y_pixel, n, value);
     }
   }
 }
@@ -229,7 +194,7 @@ inline void pack_rows(const PackTask& task) {
         const auto shift = F::broadcast(out.shift ? out.shift[channel] : 0);
         for (int p = 0; p < n; p += F::kLanes) {
           const int lanes = n - p < F::kLanes ? n - p : F::kLanes;
-          const auto v = F::add(load_pixels<F>(x + p * task.x_pixel, task.x_pixel, lanes), shift);
+          const auto v = F::add(load_spaced<F>(x + p * task.x_pixel, task.x_pixel, lanes), shift);
           const std::uint64_t used = (std::uint64_t{1} << lanes) - 1;
           const std::uint64_t bits = used & (out.sign_zero ? F::not_negative_bits(v) : F::positive_bits(v));
           plus[c] |= bits << p;
@@ -237,8 +202,12 @@ inline void pack_rows(const PackTask& task) {
         }
       }
       const std::int64_t at = first * out.stride + word;
-      store_transposed(plus, n, out.plus + at, out.stride);
-      if (out.nonzero) store_transposed(nonzero, n, out.nonzero + at, out.stride);
+      transpose(plus);
+      store_words(plus, n, out.plus + at, out.stride);
+      if (out.nonzero) {
+        transpose(nonzero);
+        store_words(nonzero, n, out.nonzero + at, out.stride);
+      }
     }
   }
 }

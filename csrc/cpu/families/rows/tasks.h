@@ -29,7 +29,7 @@ struct RespondRowsTask {
   std::int64_t codewords;
   Unit unit;
   // 3x3: where the middle tap of each kernel row reads the tile's first pixel for unit 0, bytes from there to the
-  // first and the last tap, and what is left of those two at the edges of the image (all ones or zero a pixel).
+  // first and the last tap, and what is left of those two at the edges of the image (per pixel all ones or zero).
   const void* row[3];
   std::int64_t first_tap, last_tap;
   const void* first_mask;
