@@ -26,7 +26,7 @@ SLOW = (
     "core/test_hamming_kmeans.py",
     "cpu/test_kernels.py::TestWhatSurroundsTheSums::test_random_problems",
     "diagnostics/test_explain.py::test_a_network",
-    "models/test_models.py::test_fused_has_the_same_bits_where_nothing_is_rounded",
+    "models/test_models.py::test_folded_has_the_same_bits_where_nothing_is_rounded",
     "ops/test_ops.py::test_any_problem_equals_conv2d",
 )
 

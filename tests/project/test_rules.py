@@ -74,7 +74,7 @@ def test_the_table_of_kernels_is_what_is_compiled():
         assert name.endswith(level.lower())
 
 
-FLOORS = ["core", "backends", "ops", "nn", ("conversion", "diagnostics", "models"), "formats", "cli"]
+FLOORS = ["core", "backends", "ops", "nn", ("conversion", "diagnostics", "models", "training"), "formats", "cli"]
 """The floors of the package, from the ground up: a folder imports its own modules and those of lower floors."""
 
 

@@ -1,0 +1,78 @@
+"""What a training run is asked for: the method, its codebooks, and the numbers of a published recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from subbit_infer.core.units import MAX_TAU
+
+Method = Literal["1-bit", "vanilla", "snn", "baseline-a", "baseline-b", "baseline-b10", "clustered"]
+METHODS: tuple[Method, ...] = get_args(Method)
+"""The paper's methods by its names, and "clustered", which is this package's own (see :mod:`methods`)."""
+
+Estimator = Literal["ede", "clipped"]
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
+
+
+@dataclass(frozen=True)
+class Config:
+    """How layers are trained.
+
+    Args:
+        method: where the codewords come from. "1-bit": no codebook, every weight its own sign (IR-Net). "vanilla":
+            random ones. "snn": random ones, refined. "baseline-a": at equal intervals of the full set. "baseline-b",
+            "baseline-b10": the most frequent units, counted anew every step or every ten. "clustered": steps of
+            k-means on the latent units.
+        tau: bits per index, 1 to 8; there are 2^tau codewords. Not used by "1-bit".
+        activation_bits: 32, or 1 to take the sign of what goes into the layers.
+        estimator: the gradient of sign. "ede": the error decay estimator of IR-Net, which :func:`set_progress` moves.
+            "clipped": 1 where the weight is within [-1, 1], and Bi-Real's polynomial for activations.
+        standardize: whether latent weights are balanced and standardized per output channel before their signs are
+            taken, as in IR-Net.
+        power_of_two_scale: whether a channel's scale is 2^round(log2(mean magnitude)), or the mean magnitude itself.
+        t_min: where the estimator's temperature starts.
+        t_max: where it ends.
+        every: steps of the optimizer between two changes of a codebook, of "snn" and "clustered".
+        until: the fraction of training after which codebooks stay, of "clustered".
+        refine_rate: what "snn" multiplies the learning rate with, for its patterns.
+        pattern_scale: the standard deviation of the patterns that "snn" starts with.
+        seed: of the first layer's codebook; every layer takes the next number.
+
+    Raises:
+        ValueError: a value that breaks a rule, by name.
+
+    Sources: supplement, sections A and E; IR-Net (Qin et al., CVPR 2020) for ``estimator`` to ``t_max``; the published
+    training code of the paper for ``every``.
+    """
+
+    method: Method = "clustered"
+    tau: int = 5
+    activation_bits: Literal[1, 32] = 32
+    estimator: Estimator = "ede"
+    standardize: bool = True
+    power_of_two_scale: bool = True
+    t_min: float = 1e-2
+    t_max: float = 10.0
+    every: int = 25
+    until: float = 0.75
+    refine_rate: float = 1.0
+    pattern_scale: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("method", self.method, METHODS),
+            ("estimator", self.estimator, ESTIMATORS),
+            ("activation_bits", self.activation_bits, (1, 32)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        if type(self.tau) is not int or not 1 <= self.tau <= MAX_TAU:
+            raise ValueError(f"tau must be an int from 1 to {MAX_TAU}, got {self.tau!r}")
+        if not 0 < self.t_min <= self.t_max:
+            raise ValueError(f"t_min must be above 0 and at most t_max = {self.t_max}, got {self.t_min}")
+        if type(self.every) is not int or self.every < 1:
+            raise ValueError(f"every must be an int of at least 1, got {self.every!r}")
+        if not 0 <= self.until <= 1:
+            raise ValueError(f"until must be in [0, 1], got {self.until}")

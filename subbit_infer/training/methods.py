@@ -1,0 +1,166 @@
+"""Where the codewords of a layer come from, and how they change in training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from subbit_infer.core import codebook as codebooks
+from subbit_infer.core.units import Unit
+from subbit_infer.training.config import Config
+from subbit_infer.training.latent import SubbitWeight
+
+MEMORY = 1e-3
+"""A codeword's sign stays while its pattern's magnitude is below this (published training code)."""
+
+LIMIT = 3.0
+"""Patterns are kept within +-LIMIT (published training code)."""
+
+
+def start(config: Config, unit: Unit, units: Tensor, seed: int) -> Tensor | None:
+    """The codebook that training begins with, (K, taps) of +-1; None for 1-bit.
+
+    Args:
+        config: the method and tau.
+        unit: (g, kh, kw).
+        units: of the standardized latent weight, (C_out * U, taps).
+        seed: of random codewords.
+    """
+    if config.method == "1-bit":
+        return None
+    if config.method == "baseline-a":
+        return codebooks.equal_intervals(config.tau, unit).flatten(1)
+    if config.method in ("baseline-b", "baseline-b10"):
+        return most_frequent(units, 2**config.tau)
+    return codebooks.vanilla(config.tau, unit=unit, seed=seed).flatten(1)
+
+
+def numbers_of(units: Tensor) -> Tensor:
+    """A number per row of signs, int64: bit t is 1 where tap t is not negative."""
+    places = torch.arange(units.shape[1], device=units.device)
+    return ((units >= 0).to(torch.int64) << places).sum(1)
+
+
+def codewords_of(numbers: Tensor, taps: int) -> Tensor:
+    """The inverse of :func:`numbers_of`: float32 (K, taps) of +-1."""
+    places = torch.arange(taps, device=numbers.device)
+    return (numbers[:, None] >> places & 1).to(torch.float32) * 2 - 1
+
+
+def most_frequent(units: Tensor, count: int) -> Tensor:
+    """The most frequent signs of units, (count, taps); of equally frequent ones those with the smaller numbers.
+
+    Source: supplement, section E (Baseline B).
+    """
+    taps = units.shape[1]
+    frequency = torch.bincount(numbers_of(units), minlength=2**taps)
+    order = torch.sort(frequency, descending=True, stable=True).indices
+    return codewords_of(order[:count], taps)
+
+
+@torch.no_grad()
+def refine_(weight: SubbitWeight, latent: Tensor, rate: float) -> None:
+    """Changes a layer's codebook as its method says, after a step of the optimizer.
+
+    Args:
+        weight: the layer's parametrization; its step counter goes up by one.
+        latent: its latent weight, as the step left it.
+        rate: the learning rate of the latent weight.
+
+    Raises:
+        ValueError: a latent weight is not finite; looked at every ``config.every`` steps.
+    """
+    config = weight.config
+    step = int(weight.steps)
+    weight.steps.add_(1)
+    if step % config.every == config.every - 1 and not bool(latent.isfinite().all()):
+        raise ValueError(f"latent weights must be finite, one is not after step {step + 1}: the training diverged")
+    if weight.codebook is None:
+        return
+    if config.method == "baseline-b" or (config.method == "baseline-b10" and step % 10 == 9):
+        weight.codebook.copy_(most_frequent(weight.units(weight.standardized(latent)), len(weight.codebook)))
+    elif config.method == "snn" and step % config.every == config.every - 1:
+        _refine_patterns(weight, rate * config.refine_rate, step)
+    elif config.method == "clustered" and step % config.every == config.every - 1 and weight.progress < config.until:
+        _cluster(weight, weight.units(weight.standardized(latent)), step)
+
+
+def _refine_patterns(weight: SubbitWeight, rate: float, step: int) -> None:
+    """A step of gradient descent on the patterns; codewords that became equal are drawn anew.
+
+    Source: main paper, the refinement of subsets; its published training code for the numbers.
+    """
+    codebook, patterns = weight.codebook, weight.patterns
+    assert codebook is not None
+    assert patterns is not None
+    grad = torch.zeros_like(patterns) if weight.pattern_grad is None else weight.pattern_grad
+    weight.pattern_grad = None
+    patterns.sub_(rate * _mean_over_ranks(grad)).clamp_(-LIMIT, LIMIT)
+    turned = patterns.abs() >= MEMORY
+    codebook.copy_(torch.where(turned, torch.where(patterns > 0, 1.0, -1.0), codebook))
+    fresh = _replace_duplicates(codebook, weight.seed + step)
+    patterns[fresh] = patterns[fresh].abs() * codebook[fresh]
+
+
+def _mean_over_ranks(grad: Tensor) -> Tensor:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(grad)
+        return grad / torch.distributed.get_world_size()
+    return grad
+
+
+def _replace_duplicates(codebook: Tensor, seed: int) -> Tensor:
+    """Draws codewords that are not in the codebook in the place of those that are in it already; says which rows.
+
+    The draw is seeded, so that it is the same on every rank.
+    """
+    taps = codebook.shape[1]
+    numbers = numbers_of(codebook).cpu()
+    seen: set[int] = set()
+    rows = []
+    for row, number in enumerate(numbers.tolist()):
+        if number in seen:
+            rows.append(row)
+        seen.add(number)
+    if rows:
+        order = torch.randperm(2**taps, generator=torch.Generator().manual_seed(seed)).tolist()
+        fresh = [number for number in order if number not in seen][: len(rows)]
+        codebook[rows] = codewords_of(torch.tensor(fresh), taps).to(codebook.device)
+    return torch.tensor(rows, dtype=torch.int64, device=codebook.device)
+
+
+def _cluster(weight: SubbitWeight, units: Tensor, step: int) -> None:
+    """A step of k-means: every codeword becomes the signs of the sum of its units.
+
+    Codewords without units, and all but the first of equal ones, are restarted at the signs of the units that are
+    farthest from their codewords; at random where there are not enough different ones.
+    """
+    codebook = weight.codebook
+    assert codebook is not None
+    taps = codebook.shape[1]
+    indices = weight.nearest(units)
+    sums = torch.zeros_like(codebook).index_add_(0, indices, units)
+    moved = torch.where(sums == 0, codebook, sums.sign())
+    used = torch.bincount(indices, minlength=len(codebook)) > 0
+    numbers = numbers_of(moved)
+    distance = units.abs().sum(1) - (units * moved[indices]).sum(1)  # twice what the wrong signs weigh
+    candidates = numbers_of(units)[torch.sort(distance, descending=True, stable=True).indices]
+    seen: set[int] = set()
+    rows = []
+    for row, (number, is_used) in enumerate(zip(numbers.tolist(), used.tolist(), strict=True)):
+        if number in seen or not is_used:
+            rows.append(row)
+        else:
+            seen.add(number)
+    if rows:
+        fresh: list[int] = []
+        for number in candidates.tolist():
+            if len(fresh) == len(rows):
+                break
+            if number not in seen:
+                seen.add(number)
+                fresh.append(number)
+        chosen = rows[: len(fresh)]
+        moved[chosen] = codewords_of(torch.tensor(fresh, dtype=torch.int64, device=moved.device), taps)
+        _replace_duplicates(moved, weight.seed + step)
+    codebook.copy_(moved)

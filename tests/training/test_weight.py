@@ -1,0 +1,210 @@
+"""What a latent weight stands for, its gradient, and the codebooks of every method."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import network, optimizer_of, train
+from torch import nn
+
+from subbit_infer import training
+from subbit_infer.core import codebook as codebooks
+from subbit_infer.training import methods
+from subbit_infer.training.latent import SubbitWeight
+from subbit_infer.training.preparation import latent_weight
+
+SUBBIT = [m for m in training.METHODS if m != "1-bit"]
+
+
+def only_layer(layer: nn.Module, config: training.Config) -> tuple[nn.Module, SubbitWeight]:
+    model = training.prepare(nn.Sequential(layer), config, ["0"])
+    ((_, layer, weight),) = training.prepared_layers(model)
+    return layer, weight
+
+
+def standardized(latent: torch.Tensor) -> torch.Tensor:
+    flat = latent.detach().double().flatten(1)
+    flat = (flat - flat.mean(1, keepdim=True)) / flat.std(1, keepdim=True)
+    return flat.view_as(latent)
+
+
+@pytest.mark.parametrize("method", training.METHODS)
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Conv2d(6, 10, 3), lambda: nn.Conv2d(32, 10, 1, groups=2), lambda: nn.Linear(32, 10)]
+)
+def test_a_weight_is_the_nearest_codewords_times_a_power_of_two(method, make):
+    torch.manual_seed(0)
+    layer, weight = only_layer(make(), training.Config(method, tau=3))
+    latent = standardized(latent_weight(layer))
+    scale = 2 ** torch.round(torch.log2(latent.abs().flatten(1).mean(1))).view(-1, *(1,) * (latent.dim() - 1))
+    if method == "1-bit":
+        expected = torch.where(latent >= 0, 1.0, -1.0)
+    else:
+        units = latent.reshape(-1, weight.codebook.shape[1])
+        assert len(weight.codebook) == 8
+        distances = (units[:, None] - weight.codebook.double()).square().sum(2)
+        expected = weight.codebook[distances.argmin(1)].view_as(latent)
+    assert torch.equal(layer.weight.detach(), (scale * expected).float())
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("method", ["1-bit", "vanilla"])
+def test_the_gradient_is_the_error_decay_estimators(method, fraction):
+    torch.manual_seed(0)
+    layer, _ = only_layer(nn.Conv2d(4, 5, 3, bias=False), training.Config(method, tau=3))
+    training.set_progress(layer, fraction)
+    latent = latent_weight(layer)
+    given = torch.randn_like(latent)
+    layer.weight.backward(given)
+    # By hand: t and k of IR-Net, through the scale, which has no gradient, and through standardizing.
+    t = 1e-2 * (10 / 1e-2) ** fraction
+    k = max(1 / t, 1)
+    again = latent.detach().double().requires_grad_()
+    flat = again.flatten(1)
+    flat = (flat - flat.mean(1, keepdim=True)) / flat.std(1, keepdim=True)
+    slope = k * t * (1 - torch.tanh(t * flat.detach()) ** 2)
+    scale = 2 ** torch.round(torch.log2(flat.detach().abs().mean(1, keepdim=True)))
+    (flat * (slope * scale * given.double().flatten(1))).sum().backward()
+    torch.testing.assert_close(latent.grad, again.grad.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_clipped_estimator():
+    config = training.Config("1-bit", estimator="clipped", standardize=False, power_of_two_scale=False)
+    layer, _ = only_layer(nn.Linear(8, 1, bias=False), config)
+    values = torch.tensor([[-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0]])
+    latent_weight(layer).data.copy_(values)
+    layer.weight.sum().backward()
+    inside = (values.abs() <= 1).float()
+    assert torch.equal(latent_weight(layer).grad, inside * values.abs().mean())
+
+
+class TestCodebooks:
+    @pytest.mark.parametrize("method", SUBBIT)
+    @pytest.mark.parametrize("tau", [1, 3, 8])
+    def test_codewords_stay_distinct_and_of_plus_and_minus_one(self, method, tau):
+        model = training.prepare(network(), training.Config(method, tau=tau, every=2, until=1.0, pattern_scale=1e-3))
+        train(model, optimizer_of(model), 0, 6)
+        for _, _, weight in training.prepared_layers(model):
+            assert torch.equal(weight.codebook.abs(), torch.ones_like(weight.codebook))
+            assert len(weight.codebook.unique(dim=0)) == 2**tau
+
+    @pytest.mark.parametrize(("method", "changes"), [("vanilla", False), ("baseline-a", False), ("clustered", True)])
+    def test_which_change(self, method, changes):
+        model = training.prepare(network(), training.Config(method, tau=3, every=1))
+        before = [weight.codebook.clone() for _, _, weight in training.prepared_layers(model)]
+        train(model, optimizer_of(model), 0, 3)
+        after = [weight.codebook for _, _, weight in training.prepared_layers(model)]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)) != changes
+
+    def test_layers_have_codebooks_of_their_own(self):
+        model = training.prepare(network(), training.Config("vanilla", tau=3))
+        first, second, *_ = (weight.codebook for _, _, weight in training.prepared_layers(model))
+        assert not torch.equal(first, second)
+
+    def test_baseline_a_is_at_equal_intervals(self):
+        _, weight = only_layer(nn.Conv2d(4, 5, 3), training.Config("baseline-a", tau=3))
+        assert codebooks.numbers(weight.codebook.view(8, 1, 3, 3)).tolist() == list(range(0, 512, 64))
+
+    @pytest.mark.parametrize(("method", "every"), [("baseline-b", 1), ("baseline-b10", 10)])
+    def test_baseline_b_counts_the_units_of_the_1_bit_network(self, method, every):
+        model = training.prepare(network(), training.Config(method, tau=3))
+        optimizer = optimizer_of(model)
+        for step in range(0, 2 * every, every):
+            train(model, optimizer, step, step + every)
+            for _, layer, weight in training.prepared_layers(model):
+                numbers = methods.numbers_of(weight.units(weight.standardized(latent_weight(layer))))
+                counts = torch.bincount(numbers, minlength=2 ** weight.codebook.shape[1])
+                chosen = counts[methods.numbers_of(weight.codebook)]
+                assert int(chosen.sum()) == int(counts.sort(descending=True).values[:8].sum())
+
+    def test_clustering_makes_weights_nearer(self):
+        torch.manual_seed(0)
+        layer, weight = only_layer(nn.Conv2d(32, 32, 3), training.Config("clustered", tau=4, every=1))
+        optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+        model = nn.Sequential(layer)
+        weight.codebook.copy_(weight.codebook[:1].expand_as(weight.codebook))  # the worst start
+
+        def distance() -> float:
+            units = weight.units(weight.standardized(latent_weight(layer)))
+            return float((units - weight.codebook[weight.nearest(units)]).square().sum())
+
+        distances = [distance()]
+        for _ in range(5):
+            training.refine_(model, optimizer)
+            distances.append(distance())
+        assert distances == sorted(distances, reverse=True)
+        assert distances[-1] < 0.7 * distances[0]
+
+    def test_clustering_ends(self):
+        model = training.prepare(network(), training.Config("clustered", tau=3, every=1, until=0.5))
+        optimizer = optimizer_of(model)
+        train(model, optimizer, 0, 10)
+        before = [weight.codebook.clone() for _, _, weight in training.prepared_layers(model)]
+        train(model, optimizer, 10, 14)
+        after = [weight.codebook for _, _, weight in training.prepared_layers(model)]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    def test_dead_and_equal_codewords_are_restarted(self):
+        layer, weight = only_layer(nn.Conv2d(8, 8, 3), training.Config("clustered", tau=2, every=1))
+        weight.codebook.fill_(1.0)  # all equal: three are dead
+        training.refine_(nn.Sequential(layer), torch.optim.SGD(layer.parameters(), 0.1))
+        assert len(weight.codebook.unique(dim=0)) == 4
+
+
+class TestRefinement:
+    """Codewords as signs of patterns, which learn (paper: SNN)."""
+
+    def make(self, **changes) -> tuple[nn.Module, SubbitWeight]:
+        torch.manual_seed(0)
+        return only_layer(nn.Conv2d(6, 10, 3, bias=False), training.Config("snn", tau=2, every=3, **changes))
+
+    def test_patterns_get_the_gradient_of_their_units_every_third_step(self):
+        layer, weight = self.make()
+        model, optimizer = nn.Sequential(layer), torch.optim.SGD(layer.parameters(), 0.1)
+        for step in range(6):
+            x = torch.randn(2, 6, 5, 5)
+            plain = layer.weight.detach().requires_grad_()
+            nn.functional.conv2d(x, plain).square().sum().backward()
+            scale = weight.scale(weight.standardized(latent_weight(layer)))
+            units = weight.units(plain.grad * scale)
+            indices = weight.nearest(weight.units(weight.standardized(latent_weight(layer))))
+            expected = torch.zeros_like(weight.codebook).index_add_(0, indices, units)
+            before = weight.patterns.clone()
+            model(x).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 3 != 2:
+                assert weight.pattern_grad is None
+                training.refine_(model, optimizer)
+                assert torch.equal(weight.patterns, before)
+                continue
+            torch.testing.assert_close(weight.pattern_grad, expected, rtol=1e-4, atol=1e-3)
+            training.refine_(model, optimizer)
+            torch.testing.assert_close(weight.patterns, (before - 0.1 * expected).clamp(-3, 3), rtol=1e-4, atol=1e-3)
+
+    def test_a_sign_turns_only_where_the_pattern_is_away_from_zero(self):
+        layer, weight = self.make()
+        weight.codebook.copy_(
+            torch.tensor([[1.0], [1.0], [-1.0], [1.0]]).expand(4, 9) * methods.codewords_of(torch.arange(4), 9)
+        )
+        before = weight.codebook.clone()
+        weight.patterns.copy_(before)
+        weight.patterns[0, 0] = -5e-4 * before[0, 0]  # on the other side, too near to zero
+        weight.patterns[1, 5] = -2e-3 * before[1, 5]
+        weight.steps.fill_(2)
+        training.refine_(nn.Sequential(layer), torch.optim.SGD(layer.parameters(), 0.1))
+        changed = (weight.codebook != before).nonzero().tolist()
+        assert changed == [[1, 5]]
+
+    def test_duplicates_are_drawn_anew_the_same_way_everywhere(self):
+        found = []
+        for _ in range(2):
+            layer, weight = self.make()
+            weight.codebook[1:] = weight.codebook[0]
+            weight.patterns.copy_(weight.codebook)
+            weight.steps.fill_(2)
+            training.refine_(nn.Sequential(layer), torch.optim.SGD(layer.parameters(), 0.1))
+            assert len(weight.codebook.unique(dim=0)) == 4
+            assert torch.equal(weight.patterns.sign(), weight.codebook)
+            found.append(weight.codebook)
+        assert torch.equal(*found)
