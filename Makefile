@@ -26,7 +26,7 @@ PYTHON ?= python3
 ARGS ?=
 PART ?= all
 WHEELS ?= 3.11 3.12 3.13 3.14
-SANITIZE_TESTS ?= tests/cpu/test_kernels.py
+SANITIZE_TESTS ?= tests/cpu/test_kernels*.py
 # A launch of each kernel with either side of its boundaries, and neither cuDNN nor compilers.
 SANITIZE_CUDA_TESTS ?= not dense and (test_codebook_sizes or test_groups or test_large_tiles or test_pack)
 

@@ -13,10 +13,10 @@ SLOW = (
     "cuda/test_product_arithmetic.py",
     "cuda/test_sharing.py",
     "cuda/test_sparse.py",
-    "conversion/test_graph.py::test_any_chain",
-    "conversion/test_graph.py::test_networks",
-    "conversion/test_graph.py::TestPrograms::test_a_file_in_a_fresh_process",
-    "conversion/test_graph.py::TestPrograms::test_ahead_of_time",
+    "conversion/test_graph_fold.py::test_any_chain",
+    "conversion/test_graph_programs.py::test_networks",
+    "conversion/test_graph_programs.py::TestPrograms::test_a_file_in_a_fresh_process",
+    "conversion/test_graph_programs.py::TestPrograms::test_ahead_of_time",
     "conversion/test_swap_replace.py::test_networks",
     "conversion/test_convert.py::TestPrograms::test_a_program",
     "conversion/test_convert.py::TestModules::test_compressed",
@@ -24,14 +24,20 @@ SLOW = (
     "conversion/test_compress.py::test_a_copy_is_subbit_and_the_model_stays",
     "conversion/test_compress.py::test_max_bits_is_kept_and_used",
     "core/test_hamming_kmeans.py",
-    "cpu/test_kernels.py::TestWhatSurroundsTheSums::test_random_problems",
+    "cpu/test_kernels_epilogue.py::TestWhatSurroundsTheSums::test_random_problems",
     "diagnostics/test_explain.py::test_a_network",
     "models/test_models.py::test_folded_has_the_same_bits_where_nothing_is_rounded",
     "ops/test_ops.py::test_any_problem_equals_conv2d",
 )
 
 # Tests of hundreds of combinations: of these files one in EVERY is enough to see that something broke.
-SAMPLED = ("cpu/test_kernels.py", "cpu/test_threads.py", "ops/test_ops.py", "core/test_epilogue.py")
+SAMPLED = (
+    "cpu/test_kernels.py",
+    "cpu/test_kernels_epilogue.py",
+    "cpu/test_threads.py",
+    "ops/test_ops.py",
+    "core/test_epilogue.py",
+)
 EVERY = 8
 
 
