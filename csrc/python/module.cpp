@@ -15,7 +15,7 @@
 #include "core/packed.h"
 #include "cpu/driver/conv.h"
 #include "cpu/epilogue/pack.h"
-#include "cpu/families/kernels.h"
+#include "cpu/families/table.h"
 #include "cpu/isa/features.h"
 #include "cpu/planner/select.h"
 #include "cpu/weight.h"
@@ -180,18 +180,11 @@ std::vector<py::dict> list_cuda_candidates(bool binary, int element, Unit unit, 
 }
 
 std::vector<py::tuple> kernels() {
-  return {
-#define SUBBIT_ROWS(NAME, LEVEL, ACTIVATIONS, PIXELS) \
-  py::make_tuple(#NAME, name(Level::LEVEL), Activations::ACTIVATIONS == Activations::kBinary),
-#define SUBBIT_PATCHES SUBBIT_ROWS
-#define SUBBIT_BITS SUBBIT_ROWS
-#define SUBBIT_CODED_BITS SUBBIT_ROWS
-#include "cpu/kernels.inc"
-#undef SUBBIT_ROWS
-#undef SUBBIT_PATCHES
-#undef SUBBIT_BITS
-#undef SUBBIT_CODED_BITS
-  };
+  std::vector<py::tuple> result;
+  for (const Kernel& kernel : all_kernels()) {
+    result.push_back(py::make_tuple(kernel.name, name(kernel.level), kernel.activations == Activations::kBinary));
+  }
+  return result;
 }
 
 }  // namespace
@@ -230,7 +223,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("is_channels_last"), py::arg("packed_input"), py::arg("float_output"), py::arg("packed_output"),
         py::arg("is_bare"), py::arg("capability"), py::arg("multiprocessors"), py::arg("routes"));
   m.def("wanted_plan", &wanted_plan);
-  m.def("kernels", &kernels, "Every compiled kernel, best first: (name, level, binary activations).");
+  m.def("kernels", &kernels, "Every compiled kernel: (name, level, binary activations).");
   m.def("machine_level", [] { return std::string(name(machine_level())); });
   m.def("active_level", [] { return std::string(name(active_level())); });
 }

@@ -14,12 +14,14 @@ from torch import nn
 from subbit_infer.models.body import BodyConv2d, body_convs, calibrate, make_subbit_weights, to_subbit
 from subbit_infer.models.reactnet import ReActNet, reactnet18
 from subbit_infer.models.resnet import ResNet, resnet18, resnet34, resnet50
+from subbit_infer.models.resnet20 import ResNet20, resnet20
 from subbit_infer.models.vgg import VGGSmall, vgg_small
 
 __all__ = [
     "BodyConv2d",
     "ReActNet",
     "ResNet",
+    "ResNet20",
     "VGGSmall",
     "body_convs",
     "calibrate",
@@ -27,6 +29,7 @@ __all__ = [
     "make_subbit_weights",
     "reactnet18",
     "resnet18",
+    "resnet20",
     "resnet34",
     "resnet50",
     "to_subbit",

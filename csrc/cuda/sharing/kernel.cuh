@@ -23,7 +23,7 @@
 // others still do the other, so that the rest hides what is slow in one (loads from global memory, chains of
 // additions). Where shared memory holds the responses only once, one more barrier parts gathering and responding.
 //
-// Responses are made as on the CPU (csrc/cpu/families/rows/respond_scalar.cpp), addition for addition: 4 signless sums
+// Responses are made as on the CPU (csrc/cpu/families/rows/rows/scalar.cpp), addition for addition: 4 signless sums
 // of each of the three rows of taps, (x0 +- x1) +- x2, or 8 of each half of an 8x1x1 unit; a codeword is then a sum of
 // each part times its sign, added in order. Codewords are sorted by their parts, so that neighbours share the first
 // sums.

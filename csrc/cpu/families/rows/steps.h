@@ -175,7 +175,11 @@ inline void finish_rows(const FinishTask& task) {
       const Sum* sum = sums + p / kRowElements * task.sums_stride + o * kRowElements + p % kRowElements;
       auto value = F::add(F::mul(F::load_sums(sum), scale), bias);
       value = finish_pixels<F>(task, o, p, n, value, slope, shift);
-      store_spaced<F>(y + p * task.y_pixel, task.y_pixel, n, value);
+      if (task.y_pixel == 1) {
+        F::store_partial(y + p, value, n);
+      } else {
+        store_spaced<F>(y + p * task.y_pixel, task.y_pixel, n, value);
+      }
     }
   }
 }
