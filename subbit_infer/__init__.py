@@ -9,6 +9,7 @@ import sys
 
 from subbit_infer import formats as files
 from subbit_infer import models, nn
+from subbit_infer import training as train
 from subbit_infer.conversion import detection, report
 from subbit_infer.conversion.compression import compress
 from subbit_infer.conversion.model import VerificationError, convert
@@ -22,7 +23,7 @@ from subbit_infer.ops.functional import conv, linear, pack
 
 __version__ = "0.1.0"
 
-# The names that modules had in 0.1 and that its documentation showed.
+# Short names, and those that modules had in 0.1 and that its documentation showed.
 recognize = detection
 for _name, _module in {
     "checkpoint": checkpoint,
@@ -34,6 +35,7 @@ for _name, _module in {
     "recognize": recognize,
     "reference": reference,
     "report": report,
+    "train": train,
 }.items():
     sys.modules[f"{__name__}.{_name}"] = _module
 
@@ -59,4 +61,5 @@ __all__ = [
     "reference",
     "save",
     "save_weights",
+    "train",
 ]

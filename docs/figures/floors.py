@@ -8,6 +8,7 @@ FLOORS = (
     (("cli", "the subbit command"),),
     (("formats", "safetensors, ONNX, checkpoints"),),
     (
+        ("training", "latent weights, codebooks"),
         ("models", "networks"),
         ("conversion", "detect, replace, fold, compress"),
         ("diagnostics", "explain"),

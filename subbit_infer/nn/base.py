@@ -11,7 +11,7 @@ from subbit_infer.core import codebook
 from subbit_infer.core.bits import byte_count, unpack_bits
 from subbit_infer.core.epilogue import check_activation
 from subbit_infer.core.weight import PackedWeight, check_channel_vector, check_indices
-from subbit_infer.ops.arguments import check_packing
+from subbit_infer.ops.normalize import check_packing
 
 
 class Modes(TypedDict, total=False):

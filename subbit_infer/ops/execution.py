@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from subbit_infer import backends
-from subbit_infer.backends import reference
+from subbit_infer.backends import fallback
 from subbit_infer.backends.executable import Executable, Prepared
 from subbit_infer.core.activations import pack_signs
 from subbit_infer.core.conv_args import ConvArgs, OutputLayout, Outputs
@@ -44,7 +44,7 @@ def convolve(args: ConvArgs, *, packed: bool) -> tuple[Outputs, Execution | None
     g, kh, kw = args.unit
     backend = backends.backend_of(args.x.device, (g, kh, kw))
     if backend is None:
-        return reference.convolve(args), None
+        return fallback.convolve(args), None
     read = backend.readable(args)
     layout = read.output_layout(sizes)
     weight = backend.prepare(args.packed_indices, args.packed_codebook, args.units, args.codewords, (g, kh, kw))

@@ -16,7 +16,8 @@ from subbit_infer.core.conv_args import ConvArgs, Outputs
 from subbit_infer.core.epilogue import check_activation
 from subbit_infer.core.weight import PackedWeight
 from subbit_infer.ops import dispatch
-from subbit_infer.ops.arguments import (
+from subbit_infer.ops.execution import convolve
+from subbit_infer.ops.normalize import (
     SIZE_LIMIT,
     apply_padding,
     check_channels,
@@ -27,7 +28,6 @@ from subbit_infer.ops.arguments import (
     checked_activation_bits,
     checked_pair,
 )
-from subbit_infer.ops.execution import convolve
 from subbit_infer.ops.repeat import remember, repeat
 
 _packed = PerTensor[tuple[weakref.ref[Tensor], tuple[object, ...], PackedWeight]]()  # by indices

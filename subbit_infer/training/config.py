@@ -9,7 +9,7 @@ from subbit_infer.core.units import MAX_TAU
 
 Method = Literal["1-bit", "vanilla", "snn", "baseline-a", "baseline-b", "baseline-b10", "clustered"]
 METHODS: tuple[Method, ...] = get_args(Method)
-"""The paper's methods by its names, and "clustered", which is this package's own (see :mod:`methods`)."""
+"""The paper's methods by its names, and "clustered", which is this package's own (see :mod:`codebooks`)."""
 
 Estimator = Literal["ede", "clipped"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from subbit_infer.core.codebook import UNIT_1X1, UNIT_3X3
 from subbit_infer.core.units import Unit
-from subbit_infer.training import methods
+from subbit_infer.training import codebooks
 from subbit_infer.training.config import Config
 from subbit_infer.training.latent import Sign, SubbitWeight
 from subbit_infer.training.layers import SignConv2d, SignLinear, of_signs
@@ -104,7 +104,7 @@ def _parametrize(layer: Layer, config: Config, seed: int) -> None:
     weight = SubbitWeight(config, unit, None, seed)
     with torch.no_grad():
         units = weight.units(weight.standardized(layer.weight))
-    weight = SubbitWeight(config, unit, methods.start(config, unit, units, seed), seed).to(layer.weight.device)
+    weight = SubbitWeight(config, unit, codebooks.start(config, unit, units, seed), seed).to(layer.weight.device)
     parametrize.register_parametrization(layer, "weight", weight.train(layer.training), unsafe=True)
 
 
@@ -156,7 +156,7 @@ def refine_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         latent = latent_weight(layer)
         if id(latent) not in rates:
             raise ValueError(f"optimizer must hold the latent weight of {name!r}: make it from model.parameters()")
-        methods.refine_(weight, latent, float(rates[id(latent)]))
+        codebooks.refine_(weight, latent, float(rates[id(latent)]))
 
 
 def finish(model: nn.Module) -> nn.Module:

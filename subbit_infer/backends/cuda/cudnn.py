@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from subbit_infer.backends import reference as by_definition
+from subbit_infer.backends import fallback
 from subbit_infer.backends.cuda.packing import pack
 from subbit_infer.backends.cuda.weight import Prepared
 from subbit_infer.backends.executable import outputs_of
@@ -65,7 +65,7 @@ class Cudnn:
         x = (reference.binarize(x, args.sign_zero) if binary and not args.is_packed else x).to(dtype)
         x, padding = reference.padded(x, args.unit[1:], pair(args.padding), pair(args.dilation))
         if not has_cudnn(x, self._sizes):
-            return by_definition.convolve(args)
+            return fallback.convolve(args)
         sums = dense_sums(
             x,
             self._weight.dense(dtype, args.decoded),

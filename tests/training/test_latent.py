@@ -8,8 +8,8 @@ from networks import network, optimizer_of, train
 from torch import nn
 
 from subbit_infer import training
-from subbit_infer.core import codebook as codebooks
-from subbit_infer.training import methods
+from subbit_infer.core import codebook
+from subbit_infer.training import codebooks
 from subbit_infer.training.latent import SubbitWeight
 from subbit_infer.training.preparation import latent_weight
 
@@ -103,7 +103,7 @@ class TestCodebooks:
 
     def test_baseline_a_is_at_equal_intervals(self):
         _, weight = only_layer(nn.Conv2d(4, 5, 3), training.Config("baseline-a", tau=3))
-        assert codebooks.numbers(weight.codebook.view(8, 1, 3, 3)).tolist() == list(range(0, 512, 64))
+        assert codebook.numbers(weight.codebook.view(8, 1, 3, 3)).tolist() == list(range(0, 512, 64))
 
     @pytest.mark.parametrize(("method", "every"), [("baseline-b", 1), ("baseline-b10", 10)])
     def test_baseline_b_counts_the_units_of_the_1_bit_network(self, method, every):
@@ -112,9 +112,9 @@ class TestCodebooks:
         for step in range(0, 2 * every, every):
             train(model, optimizer, step, step + every)
             for _, layer, weight in training.prepared_layers(model):
-                numbers = methods.numbers_of(weight.units(weight.standardized(latent_weight(layer))))
+                numbers = codebooks.numbers_of(weight.units(weight.standardized(latent_weight(layer))))
                 counts = torch.bincount(numbers, minlength=2 ** weight.codebook.shape[1])
-                chosen = counts[methods.numbers_of(weight.codebook)]
+                chosen = counts[codebooks.numbers_of(weight.codebook)]
                 assert int(chosen.sum()) == int(counts.sort(descending=True).values[:8].sum())
 
     def test_clustering_makes_weights_nearer(self):
@@ -185,7 +185,7 @@ class TestRefinement:
     def test_a_sign_turns_only_where_the_pattern_is_away_from_zero(self):
         layer, weight = self.make()
         weight.codebook.copy_(
-            torch.tensor([[1.0], [1.0], [-1.0], [1.0]]).expand(4, 9) * methods.codewords_of(torch.arange(4), 9)
+            torch.tensor([[1.0], [1.0], [-1.0], [1.0]]).expand(4, 9) * codebooks.codewords_of(torch.arange(4), 9)
         )
         before = weight.codebook.clone()
         weight.patterns.copy_(before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from subbit_infer.core import codebook as codebooks
+from subbit_infer.core import codebook
 from subbit_infer.core.units import Unit
 from subbit_infer.training.config import Config
 from subbit_infer.training.latent import SubbitWeight
@@ -29,10 +29,10 @@ def start(config: Config, unit: Unit, units: Tensor, seed: int) -> Tensor | None
     if config.method == "1-bit":
         return None
     if config.method == "baseline-a":
-        return codebooks.equal_intervals(config.tau, unit).flatten(1)
+        return codebook.equal_intervals(config.tau, unit).flatten(1)
     if config.method in ("baseline-b", "baseline-b10"):
         return most_frequent(units, 2**config.tau)
-    return codebooks.vanilla(config.tau, unit=unit, seed=seed).flatten(1)
+    return codebook.vanilla(config.tau, unit=unit, seed=seed).flatten(1)
 
 
 def numbers_of(units: Tensor) -> Tensor:
