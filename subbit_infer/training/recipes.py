@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -42,11 +43,11 @@ class Recipe:
             return torch.optim.Adam(parameters, self.rate, weight_decay=self.weight_decay)
         return torch.optim.SGD(parameters, self.rate, momentum=self.momentum, weight_decay=self.weight_decay)
 
-    def scheduler_for(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-        """The schedule over so many steps of the optimizer."""
+    def rate_at(self, fraction: float) -> float:
+        """The learning rate at a fraction of the training; a function of it alone, so that a run can be resumed."""
         if self.schedule == "linear":
-            return torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+            return self.rate * (1 - fraction)
+        return self.rate * (1 + math.cos(math.pi * fraction)) / 2
 
 
 PAPER = Recipe(

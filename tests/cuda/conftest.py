@@ -7,12 +7,12 @@ import ctypes
 
 import fake_cuda
 import pytest
+from device_tests import PLANS
 from helpers import UNIT_1X1
 from host_shim import build_shim
 from stand_in import FIRST, H100
 from torch.nn import functional as F
 
-from gpu import PLANS
 from subbit_infer import backends
 from subbit_infer.backends.cuda import convolution, runtime
 from subbit_infer.backends.cuda import cudnn as cuda_cudnn

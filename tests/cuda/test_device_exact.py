@@ -6,9 +6,20 @@ import random
 
 import pytest
 import torch
+from device_tests import (
+    DEVICE,
+    DTYPES,
+    REASON,
+    assert_right,
+    assert_same,
+    check,
+    count_for,
+    plan_that_ran,
+    run,
+    weight_of,
+)
 from helpers import UNIT_1X1, UNIT_3X3, expected_conv, integers, random_weight
 
-from gpu import DEVICE, DTYPES, REASON, assert_right, assert_same, check, count_for, plan_that_ran, run, weight_of
 from subbit_infer import conv
 from subbit_infer.core.epilogue import Epilogue
 

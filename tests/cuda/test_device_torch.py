@@ -7,9 +7,9 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from device_tests import DEVICE, DTYPES, PLANS, REASON, count_for, plan_that_ran, weight_of
 from helpers import UNIT_1X1, UNIT_3X3, dense_weight, expected_conv, integers, random_weight
 
-from gpu import DEVICE, DTYPES, PLANS, REASON, count_for, plan_that_ran, weight_of
 from subbit_infer import PackedWeight, conv, convert, explain, models, nn
 from subbit_infer.backends.cuda import convolution
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from device_tests import DEVICE, DTYPES, INF, NAN, REASON, assert_same, check, count_for, on_device, run, weight_of
 from helpers import UNIT_1X1, UNIT_3X3, dense_weight, expected_conv, integers, random_weight, signs
 
-from gpu import DEVICE, DTYPES, INF, NAN, REASON, assert_same, check, count_for, on_device, run, weight_of
 from subbit_infer import PackedActivations, conv, linear, pack
 from subbit_infer.backends.cuda import device as cuda_device
 

@@ -1,0 +1,179 @@
+"""A run of training on images in memory, for ``subbit train``: steps, evaluation, and resumption with the same bits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from subbit_infer.training.checkpoints import load_checkpoint, read_run, save_checkpoint
+from subbit_infer.training.data import Images
+from subbit_infer.training.preparation import prepare, refine_, set_progress
+from subbit_infer.training.recipes import Recipe
+
+_MARGIN = 4  # pixels that a crop may be off by, as usual on CIFAR-10
+_TEST_BATCH = 1000
+
+
+@dataclass
+class Run:
+    """Training of one network.
+
+    Args:
+        network: what resumes only a run of the same.
+        model: the network, with plain layers; they are prepared here.
+        images: what it learns.
+        recipe: optimizer, schedule and the configuration of sub-bit layers.
+        epochs: passes over the training images.
+        batch: images per step.
+        seed: of the order of images and of their augmentation.
+        crop: whether images are cropped at random within a margin of 4 zeros; all are mirrored at random.
+
+    Attributes:
+        step: of the optimizer, that comes next.
+        log: a row per finished epoch: epoch, rate, loss, train_accuracy and test_accuracy in percent.
+
+    Raises:
+        ValueError: epochs or batch below 1, or a batch larger than the data set.
+    """
+
+    network: str
+    model: nn.Module
+    images: Images
+    recipe: Recipe
+    epochs: int
+    batch: int
+    seed: int = 0
+    crop: bool = True
+    step: int = 0
+    log: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        if not 1 <= self.batch <= len(self.images.train):
+            raise ValueError(f"batch must be 1 to the {len(self.images.train)} training images, got {self.batch}")
+        prepare(self.model, self.recipe.config)
+        self.optimizer = self.recipe.optimizer_for(self.model.parameters())
+        self._order = torch.Generator().manual_seed(self.seed)
+        self._augment = torch.Generator().manual_seed(self.seed + 1)
+        pixels = self.images.train.float().div_(255).transpose(0, 1).flatten(1)
+        self._mean = pixels.mean(1).view(1, -1, 1, 1)
+        self._deviation = pixels.std(1).clamp_min(1e-3).view(1, -1, 1, 1)
+        self._losses: list[float] = []
+        self._right = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of an epoch."""
+        return len(self.images.train) // self.batch
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) as the network takes them: less the training images' mean, over their deviation."""
+        return (images.float().div_(255) - self._mean) / self._deviation
+
+    def train(self) -> Iterator[int]:
+        """Makes the steps that are left; gives the number of each when it is done."""
+        while self.step < self.steps:
+            first = self.step % self.steps_per_epoch
+            state = self._order.get_state()
+            order = torch.randperm(len(self.images.train), generator=self._order)
+            for number in range(first, self.steps_per_epoch):
+                self._order.set_state(state)  # until the epoch is done: what resumes draws the same order
+                self._make_step(order[number * self.batch : (number + 1) * self.batch])
+                if number == self.steps_per_epoch - 1:
+                    torch.randperm(len(self.images.train), generator=self._order)
+                    self._end_epoch()
+                yield self.step
+
+    def _make_step(self, chosen: Tensor) -> None:
+        self.model.train()
+        fraction = self.step / self.steps
+        set_progress(self.model, fraction)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate_at(fraction)
+        x, labels = self.inputs(self._augmented(self.images.train[chosen])), self.images.train_labels[chosen]
+        logits = self.model(x)
+        loss = F.cross_entropy(logits, labels)
+        if not bool(loss.isfinite()):
+            raise ValueError(f"the loss must be finite, got {loss.item()} at step {self.step}: the training diverged")
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        refine_(self.model, self.optimizer)
+        self._losses.append(loss.item())
+        self._right += int((logits.argmax(1) == labels).sum())
+        self.step += 1
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        count, _, height, width = images.shape
+        mirrored = torch.rand(count, generator=self._augment) < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        if not self.crop:
+            return images
+        padded = F.pad(images, (_MARGIN,) * 4)
+        top, left = torch.randint(0, 2 * _MARGIN + 1, (2, count), generator=self._augment)
+        rows = top[:, None] + torch.arange(height)
+        columns = left[:, None] + torch.arange(width)
+        every = torch.arange(count)[:, None, None]
+        return padded.permute(0, 2, 3, 1)[every, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+    def _end_epoch(self) -> None:
+        row = {
+            "epoch": len(self.log) + 1,
+            "rate": self.optimizer.param_groups[0]["lr"],
+            "loss": sum(self._losses) / len(self._losses),
+            "train_accuracy": 100 * self._right / (len(self._losses) * self.batch),
+            "test_accuracy": self.accuracy(),
+        }
+        self.log.append(row)
+        self._losses, self._right = [], 0
+
+    @torch.no_grad()
+    def accuracy(self) -> float:
+        """The share of test images that are classified right, in percent."""
+        self.model.eval()
+        right = 0
+        for start in range(0, len(self.images.test), _TEST_BATCH):
+            part = slice(start, start + _TEST_BATCH)
+            logits = self.model(self.inputs(self.images.test[part]))
+            right += int((logits.argmax(1) == self.images.test_labels[part]).sum())
+        return 100 * right / len(self.images.test)
+
+    def settings(self) -> dict[str, Any]:
+        """What the run was asked for."""
+        asked = {"network": self.network, "epochs": self.epochs, "batch": self.batch, "seed": self.seed}
+        return asked | {"crop": self.crop, "images": len(self.images.train), "recipe": asdict(self.recipe)}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a checkpoint; see :func:`subbit_infer.training.checkpoints.save_checkpoint`."""
+        run = self.settings() | {"step": self.step, "log": self.log, "losses": self._losses, "right": self._right}
+        save_checkpoint(path, self.model, self.optimizer, self._generators(), run)
+
+    def resume(self, path: str | os.PathLike[str]) -> None:
+        """Goes on from a checkpoint of the same run.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no checkpoint, or one of a run that was asked for something else.
+        """
+        run = read_run(path)
+        for name, value in self.settings().items():
+            if run.get(name) != value:
+                raise ValueError(f"{path} must be of a run with {name} = {value!r}, got {run.get(name)!r}")
+        load_checkpoint(path, self.model, self.optimizer, self._generators())
+        self.step, self.log = run["step"], run["log"]
+        self._losses, self._right = run["losses"], run["right"]
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        return {"order": self._order, "augment": self._augment}

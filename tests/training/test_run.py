@@ -1,0 +1,154 @@
+"""Runs: resumed at any step they have the same bits; checkpoints of something else are refused, and harm nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+import torch
+from image_files import write_idx
+from networks import Net, assert_same_state, network, state_of
+
+from subbit_infer.training import data
+from subbit_infer.training.recipes import PAPER, RECIPES, recipe
+from subbit_infer.training.run import Run
+
+
+@pytest.fixture
+def images(tmp_path):
+    write_idx(tmp_path)
+    return data.load(tmp_path)
+
+
+def make(
+    images, *, seed: int = 0, epochs: int = 3, name: str = "paper", model: torch.nn.Module | None = None, **config
+) -> Run:
+    return Run("net", model or network(seed), images, recipe(name, tau=3, every=2, **config), epochs, 16, seed)
+
+
+def go(run: Run, until: int | None = None) -> None:
+    for step in run.train():
+        if step == until:
+            break
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6])  # within an epoch, at its end, within the next
+@pytest.mark.parametrize(("name", "method"), [("paper", "clustered"), ("paper", "snn"), ("two-stage", "snn")])
+def test_a_resumed_run_has_the_same_bits(images, tmp_path, stop, name, method):
+    path = tmp_path / "checkpoint.safetensors"
+    whole = make(images, name=name, method=method)
+    go(whole)
+    first = make(images, name=name, method=method)
+    go(first, stop)
+    first.save(path)
+    second = make(images, name=name, method=method)
+    torch.manual_seed(123)  # nothing depends on torch's own generator
+    second.resume(path)
+    go(second)
+    assert_same_state(state_of(whole.model), state_of(second.model))
+    assert whole.log == second.log
+    assert len(whole.log) == 3
+
+
+def test_it_learns(images):
+    run = make(images, epochs=15)
+    run.crop = False
+    go(run)
+    assert run.log[-1]["test_accuracy"] > 80
+    assert run.log[-1]["loss"] < run.log[0]["loss"]
+
+
+def test_settings_of_another_run_are_refused(images, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    run = make(images)
+    go(run, 1)
+    run.save(path)
+    for other, message in (
+        (make(images, epochs=4), "must be of a run with epochs = 4, got 3"),
+        (make(images, seed=1), "must be of a run with seed = 1, got 0"),
+        (make(images, method="vanilla"), "must be of a run with recipe = .*vanilla"),
+    ):
+        before = state_of(other.model)
+        with pytest.raises(ValueError, match=message):
+            other.resume(path)
+        assert_same_state(before, state_of(other.model))
+
+
+def test_another_network_is_refused(images, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    run = make(images)
+    go(run, 1)
+    run.save(path)
+    other = make(images, model=Net(channels=8))
+    before = state_of(other.model)
+    with pytest.raises(ValueError, match="must have shape"):
+        other.resume(path)
+    assert_same_state(before, state_of(other.model))
+
+
+def test_files_that_are_no_checkpoints(images, tmp_path):
+    path = tmp_path / "other.safetensors"
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        make(images).resume(path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="is not a readable safetensors file"):
+        make(images).resume(path)
+    safetensors.torch.save_file({"a": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match="must have format 'subbit_infer.training'"):
+        make(images).resume(path)
+    safetensors.torch.save_file({"a": torch.ones(1)}, path, {"format": "subbit_infer.training", "version": "2"})
+    with pytest.raises(ValueError, match=r"must have format version 1, got '2' \(version 2: made by a newer"):
+        make(images).resume(path)
+
+
+def test_a_failed_save_leaves_what_was_there(images, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.safetensors"
+    run = make(images)
+    go(run, 1)
+    run.save(path)
+    before = path.read_bytes()
+
+    def fail(*arguments):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        run.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_loss_that_is_not_finite(images):
+    run = make(images)
+    with torch.no_grad():
+        run.model.fc.weight[0, 0] = float("inf")
+    with pytest.raises(ValueError, match="the loss must be finite, got .* at step 0"):
+        go(run)
+
+
+class TestRecipes:
+    def test_the_papers(self):
+        made = PAPER.optimizer_for(network().parameters())
+        group = made.param_groups[0]
+        assert (type(made), group["lr"], group["momentum"], group["weight_decay"]) == (torch.optim.SGD, 0.1, 0.9, 1e-4)
+        assert [round(PAPER.rate_at(f), 12) for f in (0, 0.5, 1)] == [0.1, 0.05, 0]
+
+    def test_the_two_stage_one(self):
+        two_stage = RECIPES["two-stage"]
+        made = two_stage.optimizer_for(network().parameters())
+        assert (type(made), made.param_groups[0]["lr"]) == (torch.optim.Adam, 1e-3)
+        assert [two_stage.rate_at(f) for f in (0, 0.25, 1)] == [1e-3, 7.5e-4, 0]
+
+    def test_unknown_ones(self):
+        with pytest.raises(ValueError, match="recipe must be one of 'paper', 'two-stage', got 'magic'"):
+            recipe("magic")
+        with pytest.raises(ValueError, match="tau must be"):
+            recipe("paper", tau=9)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"), [({"epochs": 0}, "epochs"), ({"batch": 65}, "batch must be 1 to the 64")]
+    )
+    def test_sizes(self, images, changes, message):
+        with pytest.raises(ValueError, match=message):
+            replace(make(images), model=network(), **changes)
