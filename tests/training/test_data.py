@@ -107,5 +107,5 @@ def test_folders(tmp_path):
 
 def test_no_data_set(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match="no data set in .* Debian's package dataset-fashion-mnist"):
+        with pytest.raises(FileNotFoundError, match=r"no data set in .* Debian's package dataset-fashion-mnist"):
             data.load(path)

@@ -95,7 +95,7 @@ def test_files_that_are_no_checkpoints(images, tmp_path):
     with pytest.raises(ValueError, match="is not a readable safetensors file"):
         make(images).resume(path)
     safetensors.torch.save_file({"a": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match="must have format 'subbit_infer.training'"):
+    with pytest.raises(ValueError, match=r"must have format 'subbit_infer\.training'"):
         make(images).resume(path)
     safetensors.torch.save_file({"a": torch.ones(1)}, path, {"format": "subbit_infer.training", "version": "2"})
     with pytest.raises(ValueError, match=r"must have format version 1, got '2' \(version 2: made by a newer"):
@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_finite(images):
     run = make(images)
     with torch.no_grad():
         run.model.fc.weight[0, 0] = float("inf")
-    with pytest.raises(ValueError, match="the loss must be finite, got .* at step 0"):
+    with pytest.raises(ValueError, match=r"the loss must be finite, got .* at step 0"):
         go(run)
 
 
