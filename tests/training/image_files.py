@@ -17,7 +17,7 @@ def idx_file(values: np.ndarray) -> bytes:
 def write_idx(
     folder: Path, *, train: int = 64, test: int = 16, side: int = 12, packed: bool = False
 ) -> dict[str, np.ndarray]:
-    """A data set of four classes, each a bright band, which mirroring leaves, as four IDX files; what they hold by name."""
+    """A data set of four classes, each a bright band, which mirroring leaves; what the four files hold by name."""
     generator = np.random.default_rng(0)
     parts = {}
     for name, count in (("train", train), ("t10k", test)):
