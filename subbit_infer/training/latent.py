@@ -71,8 +71,10 @@ class SubbitWeight(nn.Module):
             binary = torch.where(weight >= 0, 1.0, -1.0).to(weight.dtype)
         else:
             binary = self._codewords(weight)
+        if not torch.is_grad_enabled():
+            return scale * binary
         soft = stand_in(weight, self.config.estimator, self.temperature, self.gain)
-        return scale * (binary + (soft - soft.detach()))
+        return scale * (binary + (soft - soft.detach()))  # the same bits
 
     def standardized(self, latent: Tensor) -> Tensor:
         """The latent weight minus its mean, over its deviation, per output channel; in float32."""

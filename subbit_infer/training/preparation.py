@@ -34,8 +34,13 @@ def _is_shortcut(name: str, conv: nn.Conv2d) -> bool:
     return conv.kernel_size == (1, 1) and ("downsample" in name or "shortcut" in name)
 
 
-def _why_not(layer: nn.Module) -> str | None:
-    """Why a layer cannot be sub-bit; None where it can."""
+def _why_not(layer: nn.Module, activation_bits: int | None = None) -> str | None:
+    """Why a layer cannot be sub-bit, with activations of so many bits; None where it can."""
+    own = getattr(layer, "activation_bits", None)  # a layer like BodyConv2d, which may take the sign itself
+    if own == 1 and activation_bits == 32:
+        return "it takes the sign of its input, which has no gradient: activation_bits must be 1, got 32"
+    if own is None and activation_bits == 1 and type(layer).forward not in (nn.Conv2d.forward, nn.Linear.forward):
+        return f"activation_bits is 1, and {type(layer).__name__} has a forward method of its own"
     if isinstance(layer, nn.Linear):
         return None if layer.in_features % 8 == 0 else f"in_features must be divisible by 8, got {layer.in_features}"
     if not isinstance(layer, nn.Conv2d):
@@ -78,7 +83,7 @@ def prepare(model: nn.Module, config: Config | None = None, layers: Iterable[str
             raise KeyError(f"layers must be names of modules, got {name!r}")
         if parametrize.is_parametrized(modules[name]):
             raise ValueError(f"layers must not be parametrized yet, got {name!r}, which is")
-        why = _why_not(modules[name])
+        why = _why_not(modules[name], config.activation_bits)
         if why is not None:
             raise ValueError(f"the layer {name!r} cannot be sub-bit: {why}")
     if config.activation_bits == 1:

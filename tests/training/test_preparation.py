@@ -10,7 +10,7 @@ from networks import assert_same_state, batch, network, optimizer_of, state_of, 
 from torch import nn
 from torch.nn import functional as F
 
-from subbit_infer import convert, training
+from subbit_infer import convert, models, training
 
 METHODS = training.METHODS
 
@@ -195,6 +195,24 @@ class TestRefused:
         with pytest.raises(ValueError, match=message):
             training.prepare(model, layers=["0", "1"])
         assert list(training.prepared_layers(model)) == []
+
+    def test_layers_that_take_the_sign_themselves(self):
+        model = models.resnet20(activation_bits=1, in_channels=1)
+        with pytest.raises(ValueError, match=r"it takes the sign of its input, .*: activation_bits must be 1, got 32"):
+            training.prepare(model)
+        training.prepare(model, training.Config(activation_bits=1))
+        F.cross_entropy(model.train()(batch(0)[0]), batch(0)[1]).backward()
+        assert float(model.conv1.weight.grad.abs().sum()) > 0  # through eighteen signs
+
+    def test_layers_of_other_classes(self):
+        class Doubled(nn.Conv2d):
+            def forward(self, x):
+                return 2 * super().forward(x)
+
+        model = nn.Sequential(nn.Conv2d(8, 8, 3), Doubled(8, 8, 3))
+        with pytest.raises(ValueError, match="activation_bits is 1, and Doubled has a forward method of its own"):
+            training.prepare(model, training.Config(activation_bits=1))
+        assert len(list(training.prepared_layers(training.prepare(model)))) == 1
 
     def test_names_and_order(self):
         model = network()
