@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from graph_models import C, Lambda, X, layers, norm, operators, rewritten, subbit_conv
 from helpers import integers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -129,6 +129,7 @@ STEPS = {
 @given(steps=st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=7), seed=st.integers(0, 9))
 def test_any_chain(steps, seed):
     """Whatever follows what: the same numbers, to the bit where all is exact but BatchNorm."""
+    assume(steps.count("conv") <= 2)  # each multiplies sums by up to some hundred: more of them exceed 2^24, and round
 
     def forward(m, x):
         y = m[0](x)

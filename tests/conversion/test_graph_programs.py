@@ -59,7 +59,7 @@ class TestPrograms:
             x, y = torch.load({str(tmp_path / "xy.pt")!r})
             with torch.no_grad():
                 for module in (program.module(), torch.compile(program.module(), fullgraph=True, backend="aot_eager")):
-                    torch.testing.assert_close(module(x), y, rtol=1e-5, atol=1e-4)
+                    torch.testing.assert_close(module(x), y, rtol=1e-4, atol=1e-4)
                     assert module(x[:1]).shape[0] == 1
                     assert module(torch.cat([x, x, x])).shape[0] == 6
         """)
