@@ -293,7 +293,7 @@ def _chosen(work: Work, kind: str) -> str:
     shape = planner.Shape(
         x.device, (work.batch, work.layer.c_out, out_side, out_side), work.layer.side**2, 1, x.dtype,
         binary=False, has_zeros=True, is_channels_last=kind == F16, packed_input=False, float_output=True,
-        packed_output=False, is_bare=False,
+        packed_output=False, epilogue_commutes_with_rounding=False,
     )  # fmt: skip
     weight, routes = work.weight, plans_for(work.tau, binary=False)
     return planner.candidates(shape, weight.units, weight.codewords, weight.unit, routes)[0].plan

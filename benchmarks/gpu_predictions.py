@@ -36,7 +36,13 @@ CASES = (
     Case("float16 with an epilogue, tau 5", FLOAT16, 5, False, {"is_channels_last": True}),
     Case("the same, tau 3", FLOAT16, 3, False, {"is_channels_last": True}),
     Case("the same, tau 2", FLOAT16, 2, False, {"is_channels_last": True}),
-    Case("float16, nothing follows, tau 5", FLOAT16, 5, False, {"is_channels_last": True, "is_bare": True}),
+    Case(
+        "float16, nothing follows, tau 5",
+        FLOAT16,
+        5,
+        False,
+        {"is_channels_last": True, "epilogue_commutes_with_rounding": True},
+    ),
     Case("signs of float16, float16 out, tau 5", FLOAT16, 5, True, {"is_channels_last": True}),
     Case("signs, packed in and out, tau 5", FLOAT32, 5, True, PACKED),
 )
@@ -46,7 +52,7 @@ USUAL: dict[str, Any] = {
     "packed_input": False,
     "packed_output": False,
     "float_output": True,
-    "is_bare": False,
+    "epilogue_commutes_with_rounding": False,
 }
 
 

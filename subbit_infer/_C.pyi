@@ -116,7 +116,7 @@ def cuda_candidates(
     packed_input: bool,
     float_output: bool,
     packed_output: bool,
-    is_bare: bool,
+    epilogue_commutes_with_rounding: bool,
     capability: int,
     multiprocessors: int,
     routes: list[str],

@@ -137,7 +137,7 @@ std::vector<py::dict> list_cuda_candidates(bool binary, int element, Unit unit, 
                                            std::int64_t outputs, std::int64_t groups, std::int64_t batch,
                                            std::int64_t pixels, std::int64_t out_width, std::int64_t input_pixels,
                                            bool has_zeros, bool is_channels_last, bool packed_input, bool float_output,
-                                           bool packed_output, bool is_bare, int capability,
+                                           bool packed_output, bool epilogue_commutes_with_rounding, int capability,
                                            std::int64_t multiprocessors, const std::vector<std::string>& routes) {
   if (element < 0 || element > static_cast<int>(Element::kBfloat16)) {
     throw std::invalid_argument("element must be 0 to 2, got " + std::to_string(element));
@@ -166,7 +166,7 @@ std::vector<py::dict> list_cuda_candidates(bool binary, int element, Unit unit, 
                               packed_input,
                               float_output,
                               packed_output,
-                              is_bare};
+                              epilogue_commutes_with_rounding};
   std::vector<cuda::Plan> plans;
   for (const std::string& route : routes) plans.push_back(cuda::route_plan(route));
   std::vector<py::dict> result;
@@ -221,7 +221,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("codewords"), py::arg("units"), py::arg("outputs"), py::arg("groups"), py::arg("batch"),
         py::arg("pixels"), py::arg("out_width"), py::arg("input_pixels"), py::arg("has_zeros"),
         py::arg("is_channels_last"), py::arg("packed_input"), py::arg("float_output"), py::arg("packed_output"),
-        py::arg("is_bare"), py::arg("capability"), py::arg("multiprocessors"), py::arg("routes"));
+        py::arg("epilogue_commutes_with_rounding"), py::arg("capability"), py::arg("multiprocessors"),
+        py::arg("routes"));
   m.def("wanted_plan", &wanted_plan);
   m.def("kernels", &kernels, "Every compiled kernel: (name, level, binary activations).");
   m.def("machine_level", [] { return std::string(name(machine_level())); });

@@ -17,7 +17,7 @@ A100, A10, L40S, H100, B200, B300, RTX_PRO = (
 )  # fmt: skip
 GPUS = (A100, A10, L40S, H100, B200, B300, RTX_PRO)
 USUAL = {"has_zeros": True, "is_channels_last": False, "packed_input": False, "float_output": True}
-USUAL |= {"packed_output": False, "is_bare": False}
+USUAL |= {"packed_output": False, "epilogue_commutes_with_rounding": False}
 ORDERED = {"element": FLOAT16, "is_channels_last": True}
 
 
@@ -64,14 +64,17 @@ def microseconds(plan, *gpu, **problem):
             {"codewords": 8} | ORDERED,
             {A100: "sparse", A10: "sparse", L40S: "sparse", H100: "sparse", RTX_PRO: "sparse"},
         ),
-        ({"codewords": 4, "is_bare": True} | ORDERED, {A100: "sparse", H100: "sparse"}),
-        ({"codewords": 8, "is_bare": True} | ORDERED, {A100: "sparse", H100: "dense"}),
+        ({"codewords": 4, "epilogue_commutes_with_rounding": True} | ORDERED, {A100: "sparse", H100: "sparse"}),
+        ({"codewords": 8, "epilogue_commutes_with_rounding": True} | ORDERED, {A100: "sparse", H100: "dense"}),
         (
             {"codewords": 4, "batch": 1, "units": 512, "outputs": 512, "side": 7} | ORDERED,
             {A100: "product", H100: "product"},
         ),
         ({"element": FLOAT16, "is_channels_last": True}, {A100: "product", H100: "product"}),
-        ({"element": BFLOAT16, "is_channels_last": True, "is_bare": True}, {A100: "dense", H100: "dense"}),
+        (
+            {"element": BFLOAT16, "is_channels_last": True, "epilogue_commutes_with_rounding": True},
+            {A100: "dense", H100: "dense"},
+        ),
         ({"binary": True}, {A100: "product", A10: "product", H100: "product", B200: "product", RTX_PRO: "product"}),
         ({"binary": True}, {B300: "sharing"}),  # its int8 products are slower than its float32 additions
         ({"binary": True, "packed_input": True, "packed_output": True, "float_output": False}, {H100: "product"}),

@@ -222,7 +222,7 @@ class Model {
   // cuDNN's convolution of the decoded weight, and what has to be done before and after it by kernels of their own
   // (subbit_infer.ops.registration).
   double dense() const {
-    const bool in_float16 = is_half() && p_.is_bare && !is_binary();
+    const bool in_float16 = is_half() && p_.epilogue_commutes_with_rounding && !is_binary();
     const bool converts = is_half() && !in_float16;
     // float16 is exact in TF32, which has half the rate of fp16.
     const double rate = in_float16 ? rates_.half_macs : converts && !is_binary() ? rates_.half_macs / 2 : rates_.fma;
@@ -233,7 +233,7 @@ class Model {
     double time = pass(0) + std::max(sums, streamed(bytes * (inputs() + outputs())));
     if (is_binary() || converts) time += pass(input_bytes() + bytes * inputs());
     if (is_binary()) time += pass(2 * bytes * outputs());
-    if (!p_.is_bare) time += pass(2 * bytes * outputs());
+    if (!p_.epilogue_commutes_with_rounding) time += pass(2 * bytes * outputs());
     if (converts && p_.float_output) time += pass(bytes * outputs() + output_bytes());
     if (p_.packed_output) time += pass(outputs() * (bytes + kPackedBytes));
     return time;

@@ -30,7 +30,7 @@ struct Problem {
   bool packed_output;
   // Nothing follows the sums but what rounding to the element does not change (nothing, relu, hardtanh): then the
   // dense convolution may write that element itself.
-  bool is_bare;
+  bool epilogue_commutes_with_rounding;
 };
 
 struct Gpu {

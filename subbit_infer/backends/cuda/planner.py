@@ -33,7 +33,7 @@ class Shape(NamedTuple):
         packed_input: whether x is words.
         float_output: whether floats are asked for.
         packed_output: whether words are.
-        is_bare: whether the epilogue commutes with rounding to the dtype.
+        epilogue_commutes_with_rounding: whether the epilogue commutes with rounding to the dtype.
     """
 
     device: torch.device
@@ -47,7 +47,7 @@ class Shape(NamedTuple):
     packed_input: bool
     float_output: bool
     packed_output: bool
-    is_bare: bool
+    epilogue_commutes_with_rounding: bool
 
     @classmethod
     def of(cls, args: ConvArgs, layout: OutputLayout) -> Shape:
@@ -66,7 +66,7 @@ class Shape(NamedTuple):
             packed_input=args.is_packed,
             float_output=layout.strides is not None,
             packed_output=layout.words is not None,
-            is_bare=args.epilogue_commutes_with_rounding,
+            epilogue_commutes_with_rounding=args.epilogue_commutes_with_rounding,
         )
 
 
@@ -125,7 +125,7 @@ def candidates(
         packed_input=shape.packed_input,
         float_output=shape.float_output,
         packed_output=shape.packed_output,
-        is_bare=shape.is_bare,
+        epilogue_commutes_with_rounding=shape.epilogue_commutes_with_rounding,
         capability=facts.capability,
         multiprocessors=facts.multiprocessors,
         routes=list(routes),
