@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from subbit_infer.core import codebook as codebooks
+from subbit_infer.core.bits import numbers_of_bits
 from subbit_infer.core.weight import PackedWeight
 
 TOLERANCE = 1e-5
@@ -61,9 +62,8 @@ def recognize(weight: Tensor, bias: Tensor | None = None, *, tolerance: float = 
 def _unit_numbers(signs: Tensor) -> tuple[Tensor, int]:
     """A number per unit, (C_out, U) on the CPU, of which bit n is the sign of tap n; and the taps of a unit."""
     unit = codebooks.default_unit((signs.shape[2], signs.shape[3]))
-    bits = (codebooks.units_of(signs, unit) > 0).flatten(2).to(torch.int64)
-    taps = bits.shape[2]
-    return (bits << torch.arange(taps, device=bits.device)).sum(2).cpu(), taps
+    bits = (codebooks.units_of(signs, unit) > 0).flatten(2)
+    return numbers_of_bits(bits).cpu(), bits.shape[2]
 
 
 def _flipped(numbers: Tensor, flips: Tensor, taps: int) -> Tensor:

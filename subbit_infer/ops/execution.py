@@ -11,6 +11,7 @@ from subbit_infer.backends import fallback
 from subbit_infer.backends.executable import Executable, Prepared
 from subbit_infer.core.activations import pack_signs
 from subbit_infer.core.conv_args import ConvArgs, OutputLayout, Outputs
+from subbit_infer.core.units import UNIT_3X3
 
 
 class Execution(NamedTuple):
@@ -57,5 +58,5 @@ def convolve(args: ConvArgs, *, packed: bool) -> tuple[Outputs, Execution | None
 
 def pack(x: Tensor, shift: Tensor | None, sign_zero: int) -> tuple[Tensor, Tensor | None]:
     """The signs of x + shift as words, ``plus`` and ``nonzero``; arguments are checked already."""
-    backend = backends.backend_of(x.device, (1, 3, 3))  # packing is the same for all units
+    backend = backends.backend_of(x.device, UNIT_3X3)  # packing is the same for all units
     return pack_signs(x, shift, sign_zero) if backend is None else backend.pack(x, shift, sign_zero)

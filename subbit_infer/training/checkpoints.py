@@ -81,7 +81,7 @@ def load_checkpoint(
     """
     read_run(path)
     with reading(path) as file:
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no dict
     weights = _part(tensors, "model.")
     expected = model.state_dict()
     _check_same(path, "the network", {k: tuple(v.shape) for k, v in expected.items()}, weights)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from subbit_infer.core import codebook
+from subbit_infer.core.bits import bits_of_numbers, numbers_of_bits
 from subbit_infer.core.units import Unit
 from subbit_infer.training.config import Config
 from subbit_infer.training.latent import SubbitWeight
@@ -37,14 +38,12 @@ def start(config: Config, unit: Unit, units: Tensor, seed: int) -> Tensor | None
 
 def numbers_of(units: Tensor) -> Tensor:
     """A number per row of signs, int64: bit t is 1 where tap t is not negative."""
-    places = torch.arange(units.shape[1], device=units.device)
-    return ((units >= 0).to(torch.int64) << places).sum(1)
+    return numbers_of_bits(units >= 0)
 
 
 def codewords_of(numbers: Tensor, taps: int) -> Tensor:
     """The inverse of :func:`numbers_of`: float32 (K, taps) of +-1."""
-    places = torch.arange(taps, device=numbers.device)
-    return (numbers[:, None] >> places & 1).to(torch.float32) * 2 - 1
+    return bits_of_numbers(numbers, taps).to(torch.float32) * 2 - 1
 
 
 def most_frequent(units: Tensor, count: int) -> Tensor:
@@ -71,17 +70,17 @@ def refine_(weight: SubbitWeight, latent: Tensor, rate: float) -> None:
         ValueError: a latent weight is not finite; looked at every ``config.every`` steps.
     """
     config = weight.config
-    step = int(weight.steps)
+    step, is_due = int(weight.steps), weight.refines_next()
     weight.steps.add_(1)
-    if step % config.every == config.every - 1 and not bool(latent.isfinite().all()):
+    if is_due and not bool(latent.isfinite().all()):
         raise ValueError(f"latent weights must be finite, one is not after step {step + 1}: the training diverged")
     if weight.codebook is None:
         return
     if config.method == "baseline-b" or (config.method == "baseline-b10" and step % 10 == 9):
         weight.codebook.copy_(most_frequent(weight.units(weight.standardized(latent)), len(weight.codebook)))
-    elif config.method == "snn" and step % config.every == config.every - 1:
+    elif config.method == "snn" and is_due:
         _refine_patterns(weight, rate * config.refine_rate, step)
-    elif config.method == "clustered" and step % config.every == config.every - 1 and weight.progress < config.until:
+    elif config.method == "clustered" and is_due and weight.progress < config.until:
         _cluster(weight, weight.units(weight.standardized(latent)), step)
 
 

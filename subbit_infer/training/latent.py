@@ -7,6 +7,8 @@ The nearest codeword is a step function, so the latent weight gets the gradient 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,13 +18,37 @@ from subbit_infer.training.config import Config
 from subbit_infer.training.estimators import stand_in, temperatures, with_gradient
 
 
-class SubbitWeight(nn.Module):
+class Estimated(nn.Module):
+    """What takes a sign, and moves its estimator as the training goes on.
+
+    Args:
+        config: the estimator and its temperatures.
+    """
+
+    temperature: Tensor
+    gain: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("temperature", torch.zeros(()))
+        self.register_buffer("gain", torch.zeros(()))
+
+    def set_progress(self, fraction: float) -> None:
+        """Moves the estimator to a fraction of the training, 0 to 1."""
+        t, k = temperatures(fraction, self.config.t_min, self.config.t_max)
+        self.temperature.fill_(t)
+        self.gain.fill_(k)
+
+
+class SubbitWeight(Estimated):
     """A parametrization (``torch.nn.utils.parametrize``): the weight that a latent weight stands for.
 
     Args:
         config: how it is trained.
         unit: (g, kh, kw).
         codebook: (K, taps) of +-1; None for the signs themselves, 1-bit.
+        seed: of patterns and of codewords that are drawn anew.
 
     Attributes:
         codebook: (K, taps) float32 of +-1, or None.
@@ -38,12 +64,10 @@ class SubbitWeight(nn.Module):
     pattern_grad: Tensor | None
     steps: Tensor
     progress: Tensor
-    temperature: Tensor
-    gain: Tensor
 
     def __init__(self, config: Config, unit: Unit, codebook: Tensor | None, seed: int) -> None:
-        super().__init__()
-        self.config, self.unit, self.seed = config, unit, seed
+        super().__init__(config)
+        self.unit, self.seed = unit, seed
         self.register_buffer("codebook", codebook)
         is_refined = config.method == "snn"
         self.register_buffer(
@@ -52,16 +76,12 @@ class SubbitWeight(nn.Module):
         self.pattern_grad = None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("progress", torch.zeros(()))
-        self.register_buffer("temperature", torch.zeros(()))
-        self.register_buffer("gain", torch.zeros(()))
         self.set_progress(0.0)
 
     def set_progress(self, fraction: float) -> None:
-        """Moves the estimator to a fraction of the training, 0 to 1."""
-        t, k = temperatures(fraction, self.config.t_min, self.config.t_max)
+        """Moves the estimator to a fraction of the training, 0 to 1, and keeps it for the codebook's schedule."""
+        super().set_progress(fraction)
         self.progress.fill_(fraction)
-        self.temperature.fill_(t)
-        self.gain.fill_(k)
 
     def forward(self, latent: Tensor) -> Tensor:
         """(C_out, C_in / groups, kh, kw) of floats to the same of +-scale."""
@@ -95,10 +115,7 @@ class SubbitWeight(nn.Module):
 
     def units(self, weight: Tensor) -> Tensor:
         """A standardized weight cut into units, (C_out * U, taps)."""
-        g = self.unit[0]
-        if g == 1:
-            return weight.reshape(-1, self.unit[1] * self.unit[2])
-        return weight.reshape(-1, g)  # 1x1: the channels of a unit are consecutive
+        return weight.reshape(-1, math.prod(self.unit))  # the taps of a unit are consecutive, or its channels
 
     @torch.no_grad()
     def nearest(self, units: Tensor) -> Tensor:
@@ -121,7 +138,7 @@ class SubbitWeight(nn.Module):
         self.pattern_grad = grad.clone() if self.pattern_grad is None else self.pattern_grad + grad
 
     def refines_next(self) -> bool:
-        """Whether the step of the optimizer that comes changes the codebook of "snn"."""
+        """Whether the step of the optimizer that comes is one in ``config.every``, which may change the codebook."""
         return int(self.steps) % self.config.every == self.config.every - 1
 
 
@@ -131,24 +148,12 @@ def _patterns(codebook: Tensor, config: Config, seed: int) -> Tensor:
     return codebook * (torch.randn(codebook.shape, generator=generator) * config.pattern_scale).abs()
 
 
-class Sign(nn.Module):
+class Sign(Estimated):
     """The sign of activations, with the estimator's gradient; ``finish`` makes it torch's sign."""
 
-    temperature: Tensor
-    gain: Tensor
-
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.register_buffer("temperature", torch.zeros(()))
-        self.register_buffer("gain", torch.zeros(()))
+        super().__init__(config)
         self.set_progress(0.0)
-
-    def set_progress(self, fraction: float) -> None:
-        """Moves the estimator to a fraction of the training, 0 to 1."""
-        t, k = temperatures(fraction, self.config.t_min, self.config.t_max)
-        self.temperature.fill_(t)
-        self.gain.fill_(k)
 
     def forward(self, x: Tensor) -> Tensor:
         """The sign of x, 0 of 0."""

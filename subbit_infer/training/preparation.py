@@ -13,7 +13,7 @@ from subbit_infer.core.codebook import UNIT_1X1, UNIT_3X3
 from subbit_infer.core.units import Unit
 from subbit_infer.training import codebooks
 from subbit_infer.training.config import Config
-from subbit_infer.training.latent import Sign, SubbitWeight
+from subbit_infer.training.latent import Estimated, SubbitWeight
 from subbit_infer.training.layers import SignConv2d, SignLinear, of_signs
 
 Layer = nn.Conv2d | nn.Linear
@@ -144,7 +144,7 @@ def set_progress(model: nn.Module, fraction: float) -> None:
         raise ValueError(f"fraction must be in [0, 1], got {fraction}")
     _prepared(model)
     for module in model.modules():
-        if isinstance(module, SubbitWeight | Sign):
+        if isinstance(module, Estimated):
             module.set_progress(fraction)
 
 

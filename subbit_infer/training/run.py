@@ -86,13 +86,14 @@ class Run:
         """Makes the steps that are left; gives the number of each when it is done."""
         while self.step < self.steps:
             first = self.step % self.steps_per_epoch
-            state = self._order.get_state()
+            before = self._order.get_state()
             order = torch.randperm(len(self.images.train), generator=self._order)
+            after = self._order.get_state()
+            self._order.set_state(before)  # until the epoch is done: what resumes within it draws the same order
             for number in range(first, self.steps_per_epoch):
-                self._order.set_state(state)  # until the epoch is done: what resumes draws the same order
                 self._make_step(order[number * self.batch : (number + 1) * self.batch])
                 if number == self.steps_per_epoch - 1:
-                    torch.randperm(len(self.images.train), generator=self._order)
+                    self._order.set_state(after)
                     self._end_epoch()
                 yield self.step
 

@@ -7,15 +7,13 @@
 //
 // Before these, two families compute the response of every codeword once and share it between output channels:
 //
-//   rows     lanes are pixels. stage copies what a strip of pixels reads into planes without gaps; respond makes an
-//   array
-//            of rows [codeword][unit][pixels of a tile]; gather loads the row that an index names and adds it.
+//   rows     lanes are pixels. stage copies what a strip of pixels reads into planes without gaps; respond makes rows
+//            [codeword][unit][pixels of a tile]; gather loads the row that an index names and adds it.
 //            Any number of codewords.
 //   patches  binary activations only; lanes are output channels. stage makes planes of bits; code makes the patch that
-//   a
-//            unit sees a number of nine bits, which names a row of bytes, the responses of all codewords to that patch;
-//            look_up finds 64 output channels in it with a byte permutation. The rows are made with the weight: there
-//            is nothing to respond. At most 64 codewords.
+//            a unit sees a number of nine bits. It names a row of bytes, the responses of all codewords to that patch,
+//            in which look_up finds 64 output channels with a byte permutation. The rows are made with the weight:
+//            there is nothing to respond. At most 64 codewords.
 //
 // The third shares nothing. Where there are few output channels, or many codewords, binary activations are cheaper to
 // compare with the decoded bits of the weight:
