@@ -80,6 +80,7 @@ def network_of(name: str, activation_bits: int, classes: int, channels: int, see
     from subbit_infer import models
 
     makers: dict[str, Callable[..., nn.Module]] = {
+        "resnet8": models.resnet8,
         "resnet18": models.resnet18,
         "resnet20": models.resnet20,
         "resnet34": models.resnet34,
@@ -88,8 +89,8 @@ def network_of(name: str, activation_bits: int, classes: int, channels: int, see
     }
     if name not in makers:
         raise UsageError(f"network must be one of {', '.join(makers)}, got {name!r}")
-    options: dict[str, Any] = {"in_channels": channels} if name == "resnet20" else {}
-    if name != "resnet20" and channels != 3:
+    options: dict[str, Any] = {"in_channels": channels} if name in ("resnet8", "resnet20") else {}
+    if name not in ("resnet8", "resnet20") and channels != 3:
         raise ValueError(f"{name} takes images of 3 channels, got {channels}; resnet20 takes any number")
     return makers[name](activation_bits=activation_bits, num_classes=classes, seed=seed, **options).train()
 
