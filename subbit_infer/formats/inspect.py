@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from subbit_infer.core import weight as weights
@@ -56,6 +56,7 @@ class FileInfo(Tabular):
         formula_bytes: the paper's count of the same.
         other_bytes: bytes of all other tensors: scales, biases, dense layers, statistics.
         total_bytes: the file's size, including its header.
+        notes: what was written into it by whoever saved it; nothing checks that it is so.
     """
 
     kind: str
@@ -65,6 +66,7 @@ class FileInfo(Tabular):
     formula_bytes: float
     other_bytes: int
     total_bytes: int
+    notes: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, lists, strings and numbers, for JSON."""
@@ -80,6 +82,8 @@ class FileInfo(Tabular):
             f"Indices and codebooks {self.body_bytes:,} bytes, {more:.2%} over tau bits per unit; other tensors "
             f"{self.other_bytes:,}; the file {self.total_bytes:,}."
         )
+        if self.notes:
+            yield Table(("note", ""), list(self.notes.items()))
 
 
 def inspect(path: str | os.PathLike[str]) -> FileInfo:
@@ -100,6 +104,9 @@ def inspect(path: str | os.PathLike[str]) -> FileInfo:
             header = Header.of_file(path, file)
             kind, version, entries, shared = "model", FORMAT_VERSION, header.layers, header.shared
             parts = BODY
+        notes = json_object(path, metadata, "notes") if "notes" in metadata else {}
+        if not all(isinstance(value, str) for value in notes.values()):
+            raise ValueError(f"{path}: the metadata 'notes' must be strings by strings")
         sizes = {name: _nbytes(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     layers, body, formula = [], set(), {}
     for name, entry in entries.items():
@@ -111,7 +118,7 @@ def inspect(path: str | os.PathLike[str]) -> FileInfo:
     body_bytes = sum(sizes[key] for key in body)
     other_bytes = sum(sizes.values()) - body_bytes
     total_bytes = os.stat(path).st_size
-    return FileInfo(kind, version, tuple(layers), body_bytes, sum(formula.values()), other_bytes, total_bytes)
+    return FileInfo(kind, version, tuple(layers), body_bytes, sum(formula.values()), other_bytes, total_bytes, notes)
 
 
 def _weight_entries(path: str | os.PathLike[str], file: Any, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:

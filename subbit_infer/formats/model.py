@@ -28,7 +28,7 @@ from subbit_infer.formats.header import (
 from subbit_infer.nn import SubbitConv2d, SubbitLinear
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save(model: nn.Module, path: str | os.PathLike[str], notes: Mapping[str, str] | None = None) -> None:
     """Writes a model with sub-bit layers to one safetensors file, replacing it at once or leaving it as it was.
 
     The tensors are those of the state_dict. The metadata hold, each a string:
@@ -41,20 +41,25 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     - ``orders``: JSON; names of tensors whose dimensions lie in memory in another order (channels_last), each with that
       order, outermost first. In the file they are contiguous. Tensors with gaps or repetitions in memory are stored
       contiguous and stay so.
+    - ``notes``: JSON, if there are any; what the caller wants known of the model.
 
     Args:
         model: a module with at least one :class:`~subbit_infer.nn.SubbitConv2d` or
             :class:`~subbit_infer.nn.SubbitLinear`, or one of these.
         path: where to; the directory must exist.
+        notes: what :func:`inspect` is to show, such as the data that the model was trained on and its accuracy.
 
     Raises:
-        TypeError: ``model`` is not a module.
+        TypeError: ``model`` is not a module, or a note is not a string.
         ValueError: it has no sub-bit layer, or a state that is not strided tensors with values; or ``path`` names no
             file.
         OSError: the file cannot be written.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for key, value in (notes or {}).items():
+        if not (isinstance(key, str) and isinstance(value, str)):
+            raise TypeError(f"notes must be strings by strings, got {value!r} by {key!r}")
     layers = {name: describe(module) for name, module in _named(model) if isinstance(module, SubbitLayer)}
     if not layers:
         raise ValueError(f"model must hold a SubbitConv2d or SubbitLinear, got {type(model).__name__} without any")
@@ -72,11 +77,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         if (order := _order(tensor)) is not None:
             orders[name] = order
         tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    parts: dict[str, object] = {"layers": layers, "shared": shared, "orders": orders}
+    parts |= {"notes": dict(notes)} if notes else {}
     metadata = {"format": FORMAT, "version": str(FORMAT_VERSION)}
-    metadata |= {
-        key: json.dumps(value, separators=(",", ":"))
-        for key, value in {"layers": layers, "shared": shared, "orders": orders}.items()
-    }
+    metadata |= {key: json.dumps(value, separators=(",", ":")) for key, value in parts.items()}
     with replacing(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(tensors, metadata))
 

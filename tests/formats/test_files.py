@@ -129,6 +129,36 @@ def test_saving_changes_nothing_and_leaves_no_other_file(path):
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_notes_are_shown_and_change_nothing_else(path):
+    model = converted()
+    save(model, path, {"accuracy": "92.1 %", "data": "Fashion-MNIST"})
+    assert same_state(load(path, converted()), model)
+    found = files.inspect(path)
+    assert found.notes == {"accuracy": "92.1 %", "data": "Fashion-MNIST"}
+    assert "Fashion-MNIST" in str(found)
+    assert found.to_dict()["notes"] == found.notes
+    save(model, path)
+    assert files.inspect(path).notes == {}
+
+
+@pytest.mark.parametrize("notes", [{"accuracy": 92.1}, {1: "one"}])
+def test_notes_are_strings(path, notes):
+    path.write_bytes(b"as it was")
+    with pytest.raises(TypeError, match="notes must be strings by strings"):
+        save(converted(), path, notes)
+    assert path.read_bytes() == b"as it was"
+
+
+@pytest.mark.parametrize("notes", ['["a"]', '{"accuracy": 92.1}', "{"])
+def test_notes_of_a_file_are_checked(path, notes):
+    save(converted(), path)
+    with safetensors.safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    safetensors.torch.save_file(tensors, path, metadata | {"notes": notes})
+    with pytest.raises(ValueError, match="the metadata 'notes' must be"):
+        files.inspect(path)
+
+
 class TestResNet18:
     @pytest.fixture(scope="class")
     @classmethod
