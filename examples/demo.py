@@ -7,8 +7,9 @@ same function. The demo first checks that they do, each layer on its true input 
 only then measures. It prints a table for float activations (W0.56/A32) and one for binary activations (W0.56/A1), draws
 the speed-ups to out/demo.png, and exits with status 1 if an output differs by more than the stated bound.
 
-The weights are random and the photograph sets the BatchNorm statistics: neither speed nor equality depends on what a
-network has learnt, and the class that comes out means nothing.
+The ResNet-18's weights are random and the photograph sets the BatchNorm statistics: neither speed nor equality depends
+on what a network has learnt, and the class that comes out means nothing. Accuracy is that of small trained networks on
+labelled images: see fashion.py.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
@@ -32,6 +33,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fashion
 from subbit_infer import convert
 from subbit_infer.backends import native
 from subbit_infer.models import body_convs, calibrate, make_subbit_weights, resnet18, to_subbit
@@ -349,10 +351,19 @@ def summary(outcome: Outcome) -> str:
     )
 
 
-def draw(outcomes: list[Outcome], path: Path) -> None:
-    """Draws the speed-ups as bars: the layers, their sum, the network."""
+def draw(outcomes: list[Outcome], trained: list[fashion.Trained], path: Path) -> None:
+    """Draws the speed-ups, and images with what trained networks say of them."""
+    figure = Figure(figsize=(11, 6.6), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[4.8, 1.8])
+    draw_speedups(upper, outcomes)
+    fashion.draw(lower, trained)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def draw_speedups(figure: FigureBase, outcomes: list[Outcome]) -> None:
+    """Bars: the layers, their sum, the network."""
     labels = [case.name for case, _, _ in outcomes[0].layers] + ["16 layers", "network"]
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(outcomes)
     for number, outcome in enumerate(outcomes):
@@ -366,8 +377,6 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
     axes.set_title(f"Sub-bit ResNet-18 on one {SIDE} x {SIDE} photograph, {setting()}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
 
 
 def setting() -> str:
@@ -377,9 +386,14 @@ def setting() -> str:
     return f"{threads} thread{'s' * (threads > 1)}, level {level}, torch {torch.__version__}"
 
 
-def figures(outcomes: list[Outcome]) -> dict[str, Any]:
+def figures(outcomes: list[Outcome], trained: list[fashion.Trained]) -> dict[str, Any]:
     """Everything measured, for JSON."""
-    return {"setting": setting(), "tau": TAU, "networks": [network_figures(outcome) for outcome in outcomes]}
+    return {
+        "setting": setting(),
+        "tau": TAU,
+        "networks": [network_figures(outcome) for outcome in outcomes],
+        "trained": [{"title": one.title, "right": one.right, "images": len(one.predictions)} for one in trained],
+    }
 
 
 def network_figures(outcome: Outcome) -> dict[str, Any]:
@@ -436,11 +450,13 @@ def main() -> None:
     for outcome in outcomes:
         console.print(table(outcome))
         console.print(summary(outcome), highlight=False)
-    draw(outcomes, options.image)
+    trained = fashion.classify_all()
+    console.print(fashion.table(trained))
+    draw(outcomes, trained, options.image)
     console.print(f"Chart: {options.image}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(figures(outcomes), indent=2) + "\n")
+        options.json.write_text(json.dumps(figures(outcomes, trained), indent=2) + "\n")
         console.print(f"Figures: {options.json}")
 
 
