@@ -11,7 +11,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from torch import nn
 
 from subbit_infer.cli.screen import Json, UsageError, note, show, working
 from subbit_infer.core.atomic import replacing
@@ -23,7 +22,9 @@ CHECKPOINT, LOG, MODEL = "checkpoint.safetensors", "log.csv", "model.safetensors
 
 
 def train(
-    network: Annotated[str, typer.Argument(help="resnet20, resnet18, resnet34, resnet50 or vgg-small.")],
+    network: Annotated[
+        str, typer.Argument(help="resnet8, resnet20, resnet18, resnet34, resnet50, vgg-small or reactnet18.")
+    ],
     data: Annotated[Path, typer.Option(help="Folder of IDX files, CIFAR's binary files, or train/CLASS/*.png.")],
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoint, log and model; made if need be.")],
     method: Annotated[str, typer.Option(help="1-bit, vanilla, snn, baseline-a, -b, -b10 or clustered.")] = "clustered",
@@ -40,6 +41,7 @@ def train(
 
     Ctrl-C ends after the current step and leaves a checkpoint; --resume goes on from it, to the same bits.
     """
+    from subbit_infer.models import network_of
     from subbit_infer.training import data as data_sets
     from subbit_infer.training.recipes import T_MIN
     from subbit_infer.training.recipes import recipe as recipe_of
@@ -55,7 +57,11 @@ def train(
         changes["t_min"] = T_MIN[network]
     chosen = recipe_of(recipe, **changes)
     images = data_sets.load(data)
-    model = network_of(network, activation_bits, len(images.classes), images.train.shape[1], seed)
+    _, channels, height, width = images.train.shape
+    try:
+        model = network_of(network, activation_bits, len(images.classes), channels, (height, width), seed)
+    except ValueError as error:  # what does not go together, all of it from the command line
+        raise UsageError(str(error)) from error
     run = Run(network, model, images, chosen, epochs or chosen.epochs, batch or chosen.batch, seed)
     if resume:
         run.resume(checkpoint)
@@ -68,31 +74,6 @@ def train(
     text = f"Test accuracy {run.log[-1]['test_accuracy']:.2f} % after {run.epochs} epochs; the log is {output / LOG}."
     written = "A 1-bit network has no codebook to pack." if method == "1-bit" else f"Wrote {output / MODEL}."
     show(result, text, written, as_json=json)
-
-
-def network_of(name: str, activation_bits: int, classes: int, channels: int, seed: int) -> nn.Module:
-    """A network of :mod:`subbit_infer.models` for images of so many channels, in training mode.
-
-    Raises:
-        UsageError: there is no such network.
-        ValueError: it takes images of 3 channels only.
-    """
-    from subbit_infer import models
-
-    makers: dict[str, Callable[..., nn.Module]] = {
-        "resnet8": models.resnet8,
-        "resnet18": models.resnet18,
-        "resnet20": models.resnet20,
-        "resnet34": models.resnet34,
-        "resnet50": models.resnet50,
-        "vgg-small": models.vgg_small,
-    }
-    if name not in makers:
-        raise UsageError(f"network must be one of {', '.join(makers)}, got {name!r}")
-    options: dict[str, Any] = {"in_channels": channels} if name in ("resnet8", "resnet20") else {}
-    if name not in ("resnet8", "resnet20") and channels != 3:
-        raise ValueError(f"{name} takes images of 3 channels, got {channels}; resnet20 takes any number")
-    return makers[name](activation_bits=activation_bits, num_classes=classes, seed=seed, **options).train()
 
 
 def _trained(run: Run, output: Path) -> bool:

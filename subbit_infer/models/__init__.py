@@ -4,6 +4,10 @@
 ``to_subbit(model)`` makes the twin that runs on :func:`subbit_infer.conv`, layer for layer. The form to deploy is made
 by ``subbit_infer.convert(model, images, fold=True)``, as for any network. The *body* is what the paper stores in fewer
 than one bit per weight: every convolution but the first one and the shortcuts'.
+
+For training, ``network_of("resnet18", ...)`` makes a network for images of a number of channels and a size: grey images
+have ``in_channels=1``, and a ResNet for small ones the stem "cifar". Any of them may be given to
+:func:`subbit_infer.train.prepare` as it is, with the same ``activation_bits``.
 """
 
 import warnings
@@ -12,10 +16,12 @@ import torch
 from torch import nn
 
 from subbit_infer.models.body import BodyConv2d, body_convs, calibrate, make_subbit_weights, to_subbit
+from subbit_infer.models.choice import network_of
 from subbit_infer.models.reactnet import ReActNet, reactnet18
 from subbit_infer.models.resnet import ResNet, resnet18, resnet34, resnet50
 from subbit_infer.models.resnet8 import ResNet8, resnet8
 from subbit_infer.models.resnet20 import ResNet20, resnet20
+from subbit_infer.models.stem import Stem
 from subbit_infer.models.vgg import VGGSmall, vgg_small
 
 __all__ = [
@@ -24,11 +30,13 @@ __all__ = [
     "ResNet",
     "ResNet8",
     "ResNet20",
+    "Stem",
     "VGGSmall",
     "body_convs",
     "calibrate",
     "fuse",
     "make_subbit_weights",
+    "network_of",
     "reactnet18",
     "resnet8",
     "resnet18",
@@ -44,7 +52,7 @@ def fuse(model: nn.Module) -> nn.Module:
     """Deprecated: forwards to ``subbit_infer.convert(model, images, fold=True)``, which takes any network.
 
     Args:
-        model: a network of this package, dense or as `to_subbit` makes it.
+        model: a network of this package for three channels, VGG-small for 32 x 32, dense or as `to_subbit` makes it.
 
     Returns:
         The folded network.

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from subbit_infer.models.body import BodyConv2d, seeded
-from subbit_infer.models.resnet import STEM, WIDTHS
+from subbit_infer.models.resnet import WIDTHS
+from subbit_infer.models.stem import STEM_CHANNELS, Stem, first_layers
 
 
 class Shift(nn.Module):
@@ -38,7 +39,8 @@ class BinaryBlock(nn.Module):
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-            self.downsample = nn.Sequential(nn.AvgPool2d(stride), conv, nn.BatchNorm2d(out_channels))
+            pooling = nn.AvgPool2d(stride, ceil_mode=True)  # an odd side rounds up in the convolution, too
+            self.downsample = nn.Sequential(pooling, conv, nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
@@ -52,14 +54,21 @@ class ReActNet(nn.Module):
     Args:
         depths: Blocks, of one convolution each, in each of the four stages.
         num_classes: Outputs of the last linear layer.
+        in_channels: Of the images: 3, or 1 for grey ones.
+        stem: What comes before the first block; see :func:`subbit_infer.models.stem.first_layers`.
     """
 
-    def __init__(self, depths: tuple[int, int, int, int], num_classes: int = 1000) -> None:
+    def __init__(
+        self,
+        depths: tuple[int, int, int, int],
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        stem: Stem = "imagenet",
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, STEM, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(STEM)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
-        channels = STEM
+        self.conv1, self.maxpool = first_layers(in_channels, stem)
+        self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
+        channels = STEM_CHANNELS
         for stage, (depth, width) in enumerate(zip(depths, WIDTHS, strict=True), start=1):
             blocks = nn.Sequential()
             for number in range(depth):
@@ -70,13 +79,13 @@ class ReActNet(nn.Module):
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images (N, 3, H, W), of an even size after each halving, to logits (N, num_classes)."""
+        """Maps images (N, in_channels, H, W) to logits (N, num_classes)."""
         x = self.maxpool(self.bn1(self.conv1(x)))
         for stage in range(1, len(WIDTHS) + 1):
             x = self.get_submodule(f"layer{stage}")(x)
         return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
 
 
-def reactnet18(num_classes: int = 1000, seed: int = 0) -> ReActNet:
+def reactnet18(num_classes: int = 1000, seed: int = 0, in_channels: int = 3, stem: Stem = "imagenet") -> ReActNet:
     """A ReActNet-style ResNet-18 with seeded random weights."""
-    return seeded(lambda: ReActNet((4, 4, 4, 4), num_classes), seed)
+    return seeded(lambda: ReActNet((4, 4, 4, 4), num_classes, in_channels, stem), seed)

@@ -10,8 +10,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from subbit_infer.models.body import BodyConv2d, activation, seeded
+from subbit_infer.models.stem import STEM_CHANNELS, Stem, first_layers
 
-STEM = 64  # channels after the first convolution
 WIDTHS = (64, 128, 256, 512)  # channels of the 3x3 layers in each of the four stages
 
 
@@ -62,7 +62,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet for images of some 224 x 224.
+    """A ResNet for images of some 224 x 224, or with the stem "cifar" of some 32 x 32.
 
     Args:
         block: The kind of residual block.
@@ -70,6 +70,8 @@ class ResNet(nn.Module):
         activation_bits: What the body's convolutions see: 32 for floats (after ReLU), 1 for binary activations (of
             Hardtanh).
         num_classes: Outputs of the last linear layer.
+        in_channels: Of the images: 3, or 1 for grey ones.
+        stem: What comes before the first block; see :func:`subbit_infer.models.stem.first_layers`.
     """
 
     def __init__(
@@ -78,14 +80,16 @@ class ResNet(nn.Module):
         depths: tuple[int, int, int, int],
         activation_bits: int = 32,
         num_classes: int = 1000,
+        in_channels: int = 3,
+        stem: Stem = "imagenet",
     ) -> None:
         super().__init__()
         self.activation_bits = activation_bits
-        self.conv1 = nn.Conv2d(3, STEM, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(STEM)
+        self.conv1, pooling = first_layers(in_channels, stem)
+        self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
         self.act = activation(activation_bits)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
-        channels = STEM
+        self.maxpool = pooling
+        channels = STEM_CHANNELS
         for stage, (depth, width) in enumerate(zip(depths, WIDTHS, strict=True), start=1):
             blocks = nn.Sequential()
             for number in range(depth):
@@ -97,26 +101,32 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images (N, 3, H, W) to logits (N, num_classes)."""
+        """Maps images (N, in_channels, H, W) to logits (N, num_classes)."""
         x = self.maxpool(self.act(self.bn1(self.conv1(x))))
         for stage in range(1, len(WIDTHS) + 1):
             x = self.get_submodule(f"layer{stage}")(x)
         return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
 
 
-def resnet18(activation_bits: int = 32, num_classes: int = 1000, seed: int = 0) -> ResNet:
+def resnet18(
+    activation_bits: int = 32, num_classes: int = 1000, seed: int = 0, in_channels: int = 3, stem: Stem = "imagenet"
+) -> ResNet:
     """A ResNet-18 with seeded random weights."""
-    return seeded(lambda: ResNet(BasicBlock, (2, 2, 2, 2), activation_bits, num_classes), seed)
+    return seeded(lambda: ResNet(BasicBlock, (2, 2, 2, 2), activation_bits, num_classes, in_channels, stem), seed)
 
 
-def resnet34(activation_bits: int = 32, num_classes: int = 1000, seed: int = 0) -> ResNet:
+def resnet34(
+    activation_bits: int = 32, num_classes: int = 1000, seed: int = 0, in_channels: int = 3, stem: Stem = "imagenet"
+) -> ResNet:
     """A ResNet-34 with seeded random weights."""
-    return seeded(lambda: ResNet(BasicBlock, (3, 4, 6, 3), activation_bits, num_classes), seed)
+    return seeded(lambda: ResNet(BasicBlock, (3, 4, 6, 3), activation_bits, num_classes, in_channels, stem), seed)
 
 
-def resnet50(activation_bits: int = 32, num_classes: int = 1000, seed: int = 0) -> ResNet:
+def resnet50(
+    activation_bits: int = 32, num_classes: int = 1000, seed: int = 0, in_channels: int = 3, stem: Stem = "imagenet"
+) -> ResNet:
     """A ResNet-50 with seeded random weights."""
-    return seeded(lambda: ResNet(Bottleneck, (3, 4, 6, 3), activation_bits, num_classes), seed)
+    return seeded(lambda: ResNet(Bottleneck, (3, 4, 6, 3), activation_bits, num_classes, in_channels, stem), seed)
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:

@@ -104,10 +104,10 @@ def test_what_is_refused(data, tmp_path, changes, status, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_networks_and_data_that_do_not_exist(data, tmp_path):
+def test_networks_and_data_that_do_not_exist_or_go_together(data, tmp_path):
     result = run("train", "resnet19", "--data", str(data), "--out", str(tmp_path / "run"))
     assert (result.exit_code, "network must be one of" in result.stderr) == (2, True)
-    result = run("train", "resnet18", "--data", str(data), "--out", str(tmp_path / "run"))
-    assert (result.exit_code, "takes images of 3 channels, got 1" in result.stderr) == (1, True)
+    result = run("train", "reactnet18", "--data", str(data), "--out", str(tmp_path / "run"))
+    assert (result.exit_code, "activation_bits of reactnet18 must be 1, got 32" in result.stderr) == (2, True)
     result = run(*arguments(tmp_path, tmp_path / "run"))
     assert (result.exit_code, "dataset-fashion-mnist" in result.stderr) == (1, True)
