@@ -79,6 +79,16 @@ def pack(
     threads: int,
     level: str | None = None,
 ) -> None: ...
+def assign(
+    units: int,
+    count: int,
+    taps: int,
+    codebook: int,
+    codewords: int,
+    indices: int,
+    threads: int,
+    level: str | None = None,
+) -> None: ...
 def same_bytes(a: int, b: int, count: int) -> bool: ...
 def candidates(
     binary: bool,

@@ -13,6 +13,7 @@
 
 #include "core/checked.h"
 #include "core/packed.h"
+#include "cpu/assign/assign.h"
 #include "cpu/driver/conv.h"
 #include "cpu/epilogue/pack.h"
 #include "cpu/families/table.h"
@@ -91,6 +92,14 @@ void pack_signs(std::uintptr_t x, const Quad& shape, const Quad& strides, std::u
   const py::gil_scoped_release release;
   pack(params, pointer<const float>(x), pointer<const float>(shift), pointer<std::uint64_t>(plus),
        pointer<std::uint64_t>(nonzero), used);
+}
+
+void assign_units(std::uintptr_t units, std::int64_t count, int taps, std::uintptr_t codebook, int codewords,
+                  std::uintptr_t indices, int threads, const std::optional<std::string>& level) {
+  const Level used = level ? parse_level(*level) : active_level();
+  const py::gil_scoped_release release;
+  assign(pointer<const float>(units), count, taps, pointer<const float>(codebook), codewords, threads, used,
+         pointer<std::int64_t>(indices));
 }
 
 bool same_bytes(std::uintptr_t a, std::uintptr_t b, std::size_t count) {
@@ -213,6 +222,8 @@ PYBIND11_MODULE(_C, m) {
            py::arg("shift"), py::arg("pack_shift"));
   m.def("pack", &pack_signs, py::arg("x"), py::arg("shape"), py::arg("strides"), py::arg("shift"), py::arg("sign_zero"),
         py::arg("plus"), py::arg("nonzero"), py::arg("threads"), py::arg("level") = py::none());
+  m.def("assign", &assign_units, py::arg("units"), py::arg("count"), py::arg("taps"), py::arg("codebook"),
+        py::arg("codewords"), py::arg("indices"), py::arg("threads"), py::arg("level") = py::none());
   m.def("same_bytes", &same_bytes, py::arg("a"), py::arg("b"), py::arg("count"));
   m.def("candidates", &list_candidates, py::arg("binary"), py::arg("unit"), py::arg("codewords"), py::arg("units"),
         py::arg("outputs"), py::arg("groups"), py::arg("spread"), py::arg("pixels"), py::arg("input_pixels"),

@@ -176,6 +176,27 @@ def planned(
     return conv
 
 
+def nearest(units: Tensor, codebook: Tensor, level: str | None = None) -> Tensor:
+    """The nearest codeword of every unit; see :func:`subbit_infer.ops.assignment.nearest`.
+
+    Args:
+        units: float32 (N, taps).
+        codebook: float32 (K, taps).
+        level: as for :func:`plan`.
+
+    Raises:
+        ValueError: taps is not 8 or 9, or the level is unknown or more than the machine has.
+    """
+    units, codebook = units.contiguous(), codebook.contiguous()
+    indices = torch.empty(len(units), dtype=torch.int64)
+    count, taps = units.shape
+    native.assign(
+        units.data_ptr(), count, taps, codebook.data_ptr(), len(codebook), indices.data_ptr(),
+        torch.get_num_threads(), level,
+    )  # fmt: skip
+    return indices
+
+
 def pack(x: Tensor, shift: Tensor | None, sign_zero: int, level: str | None = None) -> tuple[Tensor, Tensor | None]:
     """The signs of x + shift as words, ``plus`` and ``nonzero``; see :func:`subbit_infer.pack`.
 

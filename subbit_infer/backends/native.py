@@ -25,6 +25,7 @@ UNITS = {(1, 3, 3): _C.Unit.k3x3, (8, 1, 1): _C.Unit.k8x1x1}
 Weight = _C.Weight
 Conv = _C.Conv
 pack = _C.pack
+assign = _C.assign
 same_bytes = _C.same_bytes
 kernels = _C.kernels
 candidates = _C.candidates

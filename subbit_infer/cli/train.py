@@ -121,8 +121,12 @@ def _teacher(path: Path, images: Images) -> nn.Module:
 
     asked = read_run(path)
     recipe = asked.get("recipe")
-    if not isinstance(recipe, dict) or recipe.get("config", 0) is not None:
-        raise ValueError(f"{path} must be of a run of method 'float' to be a teacher, got {recipe}")
+    config = recipe.get("config") if isinstance(recipe, dict) else None
+    given = (config.get("method"), config.get("activation_bits")) if isinstance(config, dict) else None
+    if given != ("float", 32):
+        raise ValueError(
+            f"{path} must be of a run of method 'float' with 32 activation bits to be a teacher, got {given}"
+        )
     model = network_of(str(asked.get("network")), 32, len(images.classes), images.train.shape[1], seed=0)
     load_weights(path, model)
     return model.eval()
@@ -138,6 +142,7 @@ def network_of(name: str, activation_bits: int, classes: int, channels: int, see
     from subbit_infer import models
 
     makers: dict[str, Callable[..., nn.Module]] = {
+        "resnet8": models.resnet8,
         "resnet18": models.resnet18,
         "resnet20": models.resnet20,
         "resnet34": models.resnet34,
@@ -146,8 +151,8 @@ def network_of(name: str, activation_bits: int, classes: int, channels: int, see
     }
     if name not in makers:
         raise UsageError(f"network must be one of {', '.join(makers)}, got {name!r}")
-    options: dict[str, Any] = {"in_channels": channels} if name == "resnet20" else {}
-    if name != "resnet20" and channels != 3:
+    options: dict[str, Any] = {"in_channels": channels} if name in ("resnet8", "resnet20") else {}
+    if name not in ("resnet8", "resnet20") and channels != 3:
         raise ValueError(f"{name} takes images of 3 channels, got {channels}; resnet20 takes any number")
     return makers[name](activation_bits=activation_bits, num_classes=classes, seed=seed, **options).train()
 

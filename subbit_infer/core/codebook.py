@@ -321,19 +321,27 @@ def assign(weight: Tensor, codebook: Tensor, *, chunk: int | None = None) -> Ten
     """
     check_weight(weight)
     codewords = check_codebook(codebook).to(weight.device)
-    count, group, kh, kw = codewords.shape
+    _, group, kh, kw = codewords.shape
     units = units_of(weight, (group, kh, kw))
-    if chunk is None:
-        chunk = max(1, _CHUNK_BYTES // (4 * count))
-    if chunk < 1:
+    if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     rows = units.detach().to(torch.float32).reshape(-1, group * kh * kw)
     check_finite(rows)
-    columns = codewords.flatten(1).t().contiguous()
-    nearest = torch.empty(rows.shape[0], dtype=torch.int64, device=rows.device)
-    for start in range(0, rows.shape[0], chunk):
-        nearest[start : start + chunk] = _dot_products(rows[start : start + chunk], columns).argmax(1)
-    return nearest.reshape(units.shape[:2])
+    return nearest_codewords(rows, codewords.flatten(1), chunk).reshape(units.shape[:2])
+
+
+def nearest_codewords(units: Tensor, codewords: Tensor, chunk: int | None = None) -> Tensor:
+    """The search of :func:`assign`, of flat and finite float32 units (N, taps) and codewords (K, taps) of +-1.
+
+    Returns:
+        int64 (N,).
+    """
+    chunk = chunk or max(1, _CHUNK_BYTES // (4 * len(codewords)))
+    columns = codewords.t().contiguous()
+    nearest = torch.empty(len(units), dtype=torch.int64, device=units.device)
+    for start in range(0, len(units), chunk):
+        nearest[start : start + chunk] = _dot_products(units[start : start + chunk], columns).argmax(1)
+    return nearest
 
 
 def decode(indices: Tensor, codebook: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 from subbit_infer.models.body import BodyConv2d, body_convs, calibrate, make_subbit_weights, to_subbit
 from subbit_infer.models.reactnet import ReActNet, reactnet18
 from subbit_infer.models.resnet import ResNet, resnet18, resnet34, resnet50
+from subbit_infer.models.resnet8 import ResNet8, resnet8
 from subbit_infer.models.resnet20 import ResNet20, resnet20
 from subbit_infer.models.vgg import VGGSmall, vgg_small
 
@@ -21,6 +22,7 @@ __all__ = [
     "BodyConv2d",
     "ReActNet",
     "ResNet",
+    "ResNet8",
     "ResNet20",
     "VGGSmall",
     "body_convs",
@@ -28,6 +30,7 @@ __all__ = [
     "fuse",
     "make_subbit_weights",
     "reactnet18",
+    "resnet8",
     "resnet18",
     "resnet20",
     "resnet34",

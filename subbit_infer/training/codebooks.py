@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from subbit_infer.core import codebook
 from subbit_infer.core.bits import bits_of_numbers, numbers_of_bits
@@ -18,8 +21,13 @@ LIMIT = 3.0
 """Patterns are kept within +-LIMIT (published training code)."""
 
 
+_SUMMED = 4096  # units whose one-hot vectors, 8 bytes a codeword, are held at once
+
+
 def start(config: Config, unit: Unit, units: Tensor, seed: int) -> Tensor | None:
     """The codebook that training begins with, (K, taps) of +-1; None for 1-bit.
+
+    Random codewords are those of ``subbit_infer.codebook.vanilla``.
 
     Args:
         config: the method and tau.
@@ -33,7 +41,27 @@ def start(config: Config, unit: Unit, units: Tensor, seed: int) -> Tensor | None
         return codebook.equal_intervals(config.tau, unit).flatten(1)
     if config.method in ("baseline-b", "baseline-b10"):
         return most_frequent(units, 2**config.tau)
+    if config.method == "clustered":
+        return spread_pairs(config.tau, units.shape[1], seed)
     return codebook.vanilla(config.tau, unit=unit, seed=seed).flatten(1)
+
+
+def spread_pairs(tau: int, taps: int, seed: int) -> Tensor:
+    """Codewords far from each other, each with its negative: (2^tau, taps) of +-1, the negatives last.
+
+    The first is drawn at random; each next one is as far as can be from all before it and from their negatives, drawn
+    at random among equally far ones.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    candidates = codewords_of(torch.arange(2 ** (taps - 1)), taps)  # one of each pair
+    candidates = candidates[torch.randperm(len(candidates), generator=generator)]
+    nearness = torch.zeros(len(candidates))  # the greatest magnitude of a product with those that are chosen
+    chosen = []
+    for _ in range(2**tau // 2):
+        chosen.append(int(nearness.argmin()))
+        nearness = torch.maximum(nearness, (candidates @ candidates[chosen[-1]]).abs())
+    half = candidates[chosen]
+    return torch.cat([half, -half])
 
 
 def numbers_of(units: Tensor) -> Tensor:
@@ -70,8 +98,8 @@ def refine_(weight: SubbitWeight, latent: Tensor, rate: float) -> None:
         ValueError: a latent weight is not finite; looked at every ``config.every`` steps.
     """
     config = weight.config
-    step, is_due = int(weight.steps), weight.refines_next()
-    weight.steps.add_(1)
+    step, is_due = weight.steps, weight.is_due
+    weight.count_steps(step + 1)
     if is_due and not bool(latent.isfinite().all()):
         raise ValueError(f"latent weights must be finite, one is not after step {step + 1}: the training diverged")
     if weight.codebook is None:
@@ -93,7 +121,7 @@ def _refine_patterns(weight: SubbitWeight, rate: float, step: int) -> None:
     assert codebook is not None
     assert patterns is not None
     grad = torch.zeros_like(patterns) if weight.pattern_grad is None else weight.pattern_grad
-    weight.pattern_grad = None
+    weight.forget_pattern_grad()
     patterns.sub_(rate * _mean_over_ranks(grad)).clamp_(-LIMIT, LIMIT)
     turned = patterns.abs() >= MEMORY
     codebook.copy_(torch.where(turned, torch.where(patterns > 0, 1.0, -1.0), codebook))
@@ -129,37 +157,54 @@ def _replace_duplicates(codebook: Tensor, seed: int) -> Tensor:
 
 
 def _cluster(weight: SubbitWeight, units: Tensor, step: int) -> None:
-    """A step of k-means: every codeword becomes the signs of the sum of its units.
+    """A step of k-means on units up to their sign: a codeword becomes the signs of the sum of the units of its pair.
 
-    Codewords without units, and all but the first of equal ones, are restarted at the signs of the units that are
-    farthest from their codewords; at random where there are not enough different ones.
+    Pairs without units, and all but the first of equal ones, are restarted at the signs of the units that are farthest
+    from their codewords; at random where there are not enough different ones.
     """
     codebook = weight.codebook
     assert codebook is not None
-    taps = codebook.shape[1]
+    pairs, taps = len(codebook) // 2, codebook.shape[1]
     indices = weight.nearest(units)
-    sums = torch.zeros_like(codebook).index_add_(0, indices, units)
-    moved = torch.where(sums == 0, codebook, sums.sign())
-    used = torch.bincount(indices, minlength=len(codebook)) > 0
-    numbers = numbers_of(moved)
-    distance = units.abs().sum(1) - (units * moved[indices]).sum(1)  # twice what the wrong signs weigh
-    candidates = numbers_of(units)[torch.sort(distance, descending=True, stable=True).indices]
+    turned = units * torch.where(indices < pairs, 1.0, -1.0)[:, None]
+    pair_of = indices % pairs
+    sums = _sums(turned, pair_of, pairs)
+    moved = torch.where(sums == 0, codebook[:pairs], sums.sign())
+    used = torch.bincount(pair_of, minlength=pairs) > 0
+    distance = units.abs().sum(1) - (turned * moved[pair_of]).sum(1)  # twice what the wrong signs weigh
+    farthest = _pair_numbers(units[torch.sort(distance, descending=True, stable=True).indices])
     seen: set[int] = set()
     rows = []
-    for row, (number, is_used) in enumerate(zip(numbers.tolist(), used.tolist(), strict=True)):
+    for row, (number, is_used) in enumerate(zip(_pair_numbers(moved).tolist(), used.tolist(), strict=True)):
         if number in seen or not is_used:
             rows.append(row)
         else:
             seen.add(number)
     if rows:
+        drawn = torch.randperm(2 ** (taps - 1), generator=torch.Generator().manual_seed(weight.seed + step)).tolist()
         fresh: list[int] = []
-        for number in candidates.tolist():
+        for number in itertools.chain(farthest.tolist(), drawn):
             if len(fresh) == len(rows):
                 break
             if number not in seen:
                 seen.add(number)
                 fresh.append(number)
-        chosen = rows[: len(fresh)]
-        moved[chosen] = codewords_of(torch.tensor(fresh, dtype=torch.int64, device=moved.device), taps)
-        _replace_duplicates(moved, weight.seed + step)
-    codebook.copy_(moved)
+        moved[rows] = codewords_of(torch.tensor(fresh, device=moved.device), taps)
+    codebook.copy_(torch.cat([moved, -moved]))
+
+
+def _pair_numbers(units: Tensor) -> Tensor:
+    """The number of each unit's signs or of their negatives', whichever is less: int64, below 2^(taps - 1)."""
+    numbers = numbers_of(units)
+    return torch.minimum(numbers, 2 ** units.shape[1] - 1 - numbers)
+
+
+def _sums(units: Tensor, rows: Tensor, count: int) -> Tensor:
+    """The sum of the units of each row, (count, taps).
+
+    By products with one-hot vectors: ``index_add_`` adds in no fixed order on a GPU, and ranks would part.
+    """
+    sums = units.new_zeros(count, units.shape[1])
+    for part, where in zip(units.split(_SUMMED), rows.split(_SUMMED), strict=True):
+        sums.addmm_(F.one_hot(where, count).to(part.dtype).t(), part)
+    return sums

@@ -7,9 +7,9 @@ from typing import Literal, get_args
 
 from subbit_infer.core.units import MAX_TAU
 
-Method = Literal["1-bit", "vanilla", "snn", "baseline-a", "baseline-b", "baseline-b10", "clustered"]
+Method = Literal["float", "1-bit", "vanilla", "snn", "baseline-a", "baseline-b", "baseline-b10", "clustered"]
 METHODS: tuple[Method, ...] = get_args(Method)
-"""The paper's methods by its names, and "clustered", which is this package's own (see :mod:`codebooks`)."""
+"""Float weights, the paper's methods by its names, and "clustered", this package's own (see :mod:`codebooks`)."""
 
 Estimator = Literal["ede", "clipped"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
@@ -20,11 +20,12 @@ class Config:
     """How layers are trained.
 
     Args:
-        method: where the codewords come from. "1-bit": no codebook, every weight its own sign (IR-Net). "vanilla":
+        method: where the codewords come from. "float": weights stay floats, as in the first of two stages, which has
+            binary activations already. "1-bit": no codebook, every weight its own sign (IR-Net). "vanilla":
             random ones. "snn": random ones, refined. "baseline-a": at equal intervals of the full set. "baseline-b",
             "baseline-b10": the most frequent units, counted anew every step or every ten. "clustered": steps of
             k-means on the latent units.
-        tau: bits per index, 1 to 8; there are 2^tau codewords. Not used by "1-bit".
+        tau: bits per index, 1 to 8; there are 2^tau codewords. Not used by "float" and "1-bit".
         activation_bits: 32, or 1 to take the sign of what goes into the layers.
         estimator: the gradient of sign. "ede": the error decay estimator of IR-Net, which :func:`set_progress` moves.
             "clipped": 1 where the weight is within [-1, 1], and Bi-Real's polynomial for activations.

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subbit_infer.core.units import Unit
+from subbit_infer.ops.assignment import nearest
 from subbit_infer.training.config import Config
-from subbit_infer.training.estimators import stand_in, temperatures, with_gradient
+from subbit_infer.training.estimators import Scaled, SignOf, temperatures
 
 
 class Estimated(nn.Module):
@@ -53,17 +54,14 @@ class SubbitWeight(Estimated):
     Attributes:
         codebook: (K, taps) float32 of +-1, or None.
         patterns: what the signs of "snn"'s codewords are taken of, (K, taps); None for other methods.
-        pattern_grad: the gradient of the patterns since the last refinement, (K, taps), or None; no buffer, because
-            DistributedDataParallel would copy rank 0's over the others'.
-        steps: of the optimizer, int64 scalar; evaluation and gradient accumulation do not count.
+        steps: of the optimizer; evaluation and gradient accumulation do not count.
         progress: the fraction of the training that is done.
+        is_due: whether the step of the optimizer that comes is one in ``config.every``, which may change the codebook.
+            A flag of its own, so that a compiled step has two graphs and not one for each number of steps.
     """
 
     codebook: Tensor | None
     patterns: Tensor | None
-    pattern_grad: Tensor | None
-    steps: Tensor
-    progress: Tensor
 
     def __init__(self, config: Config, unit: Unit, codebook: Tensor | None, seed: int) -> None:
         super().__init__(config)
@@ -73,28 +71,40 @@ class SubbitWeight(Estimated):
         self.register_buffer(
             "patterns", _patterns(codebook, config, seed) if is_refined and codebook is not None else None
         )
-        self.pattern_grad = None
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("progress", torch.zeros(()))
+        self._zeros: Tensor | None = None
+        self.count_steps(0)
         self.set_progress(0.0)
+
+    def count_steps(self, steps: int) -> None:
+        """Says how many steps of the optimizer were made."""
+        self.steps = steps
+        self.is_due = steps % self.config.every == self.config.every - 1
 
     def set_progress(self, fraction: float) -> None:
         """Moves the estimator to a fraction of the training, 0 to 1, and keeps it for the codebook's schedule."""
         super().set_progress(fraction)
-        self.progress.fill_(fraction)
+        self.progress = fraction
+
+    def get_extra_state(self) -> Tensor:
+        """Steps and progress, float64 (2,), for ``state_dict``. Buffers on a GPU would be waited for at every step."""
+        return torch.tensor([self.steps, self.progress], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """The inverse of :meth:`get_extra_state`."""
+        steps, self.progress = state.tolist()
+        self.count_steps(int(steps))
 
     def forward(self, latent: Tensor) -> Tensor:
         """(C_out, C_in / groups, kh, kw) of floats to the same of +-scale."""
         weight = self.standardized(latent)
-        scale = self.scale(weight)
         if self.codebook is None:
-            binary = torch.where(weight >= 0, 1.0, -1.0).to(weight.dtype)
+            binary = torch.where(weight.detach() >= 0, 1.0, -1.0)
         else:
-            binary = self._codewords(weight)
-        if not torch.is_grad_enabled():
-            return scale * binary
-        soft = stand_in(weight, self.config.estimator, self.temperature, self.gain)
-        return scale * (binary + (soft - soft.detach()))  # the same bits
+            binary = self._codewords(weight.detach())
+        scaled: Tensor = Scaled.apply(  # type: ignore[no-untyped-call]
+            binary, weight, self.scale(weight), self.temperature, self.gain, self.config.estimator
+        )
+        return scaled
 
     def standardized(self, latent: Tensor) -> Tensor:
         """The latent weight minus its mean, over its deviation, per output channel; in float32."""
@@ -117,29 +127,31 @@ class SubbitWeight(Estimated):
         """A standardized weight cut into units, (C_out * U, taps)."""
         return weight.reshape(-1, math.prod(self.unit))  # the taps of a unit are consecutive, or its channels
 
-    @torch.no_grad()
     def nearest(self, units: Tensor) -> Tensor:
-        """The index of the nearest codeword of each unit: codewords are of one length, so the greatest product."""
+        """The index of the nearest codeword of each unit, int64."""
         assert self.codebook is not None
-        with torch.autocast(units.device.type, enabled=False):
-            return (units.detach() @ self.codebook.t()).argmax(1)
+        return nearest(units.detach(), self.codebook)
 
     def _codewords(self, weight: Tensor) -> Tensor:
-        assert self.codebook is not None
-        units = self.units(weight)
-        indices = self.nearest(units)
-        if self.patterns is None or not (self.training and torch.is_grad_enabled() and self.refines_next()):
-            return F.embedding(indices, self.codebook).view_as(weight)
-        codewords = with_gradient(self.codebook, self.patterns.detach().requires_grad_())
-        codewords.register_hook(self._keep_gradient)
-        return F.embedding(indices, codewords).view_as(weight)  # unlike codewords[indices] it adds up in one order
+        codebook = self.codebook
+        assert codebook is not None
+        indices = self.nearest(self.units(weight))
+        if self.patterns is not None and self.is_due and self.training and torch.is_grad_enabled():
+            # Zeros that are added to the codewords collect the gradient of the patterns. They are no parameter: the
+            # optimizer and DistributedDataParallel have nothing to do with them.
+            if self._zeros is None or self._zeros.device != codebook.device:
+                self._zeros = torch.zeros_like(codebook).requires_grad_()
+            codebook = codebook + self._zeros
+        return F.embedding(indices, codebook).view_as(weight)  # unlike codebook[indices] its gradient has one order
 
-    def _keep_gradient(self, grad: Tensor) -> None:
-        self.pattern_grad = grad.clone() if self.pattern_grad is None else self.pattern_grad + grad
+    @property
+    def pattern_grad(self) -> Tensor | None:
+        """The gradient of the patterns since the last refinement, (K, taps), or None."""
+        return None if self._zeros is None else self._zeros.grad
 
-    def refines_next(self) -> bool:
-        """Whether the step of the optimizer that comes is one in ``config.every``, which may change the codebook."""
-        return int(self.steps) % self.config.every == self.config.every - 1
+    def forget_pattern_grad(self) -> None:
+        """Begins to collect anew."""
+        self._zeros = None
 
 
 def _patterns(codebook: Tensor, config: Config, seed: int) -> Tensor:
@@ -157,4 +169,5 @@ class Sign(Estimated):
 
     def forward(self, x: Tensor) -> Tensor:
         """The sign of x, 0 of 0."""
-        return with_gradient(x.sign(), stand_in(x, self.config.estimator, self.temperature, self.gain, activation=True))
+        signs: Tensor = SignOf.apply(x, self.temperature, self.gain, self.config.estimator)  # type: ignore[no-untyped-call]
+        return signs

@@ -36,7 +36,8 @@ def _is_shortcut(name: str, conv: nn.Conv2d) -> bool:
 
 def _why_not(layer: nn.Module, activation_bits: int | None = None) -> str | None:
     """Why a layer cannot be sub-bit, with activations of so many bits; None where it can."""
-    own = getattr(layer, "activation_bits", None)  # a layer like BodyConv2d, which may take the sign itself
+    # A layer like BodyConv2d may take the sign itself; one that was finished after a first stage does.
+    own = 1 if isinstance(layer, SignConv2d | SignLinear) else getattr(layer, "activation_bits", None)
     if own == 1 and activation_bits == 32:
         return "it takes the sign of its input, which has no gradient: activation_bits must be 1, got 32"
     if own is None and activation_bits == 1 and type(layer).forward not in (nn.Conv2d.forward, nn.Linear.forward):
@@ -71,9 +72,12 @@ def prepare(model: nn.Module, config: Config | None = None, layers: Iterable[str
 
     Raises:
         KeyError: there is no such module.
-        ValueError: a layer cannot be sub-bit, or is prepared already; the message says why.
+        ValueError: a layer cannot be sub-bit, or is prepared already; the message says why. Or weights and
+            activations are both to stay floats.
     """
     config = Config() if config is None else config
+    if config.method == "float" and config.activation_bits == 32:
+        raise ValueError("a float network with float activations needs no preparation: train it as it is")
     names = body_of(model) if layers is None else list(layers)
     if not names:
         raise ValueError(f"layers must name at least one layer; {type(model).__name__} has none that can be sub-bit")
@@ -96,7 +100,8 @@ def prepare(model: nn.Module, config: Config | None = None, layers: Iterable[str
         if config.activation_bits == 1:
             layer = of_signs(layer, config)
             model.set_submodule(name, layer)
-        _parametrize(layer, config, config.seed + number)
+        if config.method != "float":
+            _parametrize(layer, config, config.seed + number)
     return model
 
 
@@ -128,8 +133,9 @@ def latent_weight(layer: Layer) -> Tensor:
 
 
 def _prepared(model: nn.Module) -> list[tuple[str, Layer, SubbitWeight]]:
+    """The layers of :func:`prepared_layers`; none is all right where signs of activations are trained alone."""
     found = list(prepared_layers(model))
-    if not found:
+    if not any(isinstance(module, Estimated) for module in model.modules()):
         raise ValueError(f"model must have prepared layers, got a {type(model).__name__} without: call prepare first")
     return found
 
@@ -179,6 +185,7 @@ def finish(model: nn.Module) -> nn.Module:
             raise ValueError(f"latent weights must be finite, that of {name!r} is not: the training diverged")
     for _, layer, _ in found:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-        if isinstance(layer, SignConv2d | SignLinear):
-            layer.sign = None
+    for module in model.modules():
+        if isinstance(module, SignConv2d | SignLinear):
+            module.sign = None
     return model

@@ -18,7 +18,7 @@ class Recipe:
     """How a network is trained.
 
     Args:
-        config: of its sub-bit layers; None for a float network.
+        config: of its sub-bit layers.
         optimizer: "sgd" or "adam".
         rate: the learning rate that training starts with.
         momentum: of SGD.
@@ -28,7 +28,7 @@ class Recipe:
         epochs: on CIFAR-10 or, of ``TWO_STAGE``, on ImageNet.
     """
 
-    config: Config | None
+    config: Config
     optimizer: Literal["sgd", "adam"]
     rate: float
     momentum: float
@@ -75,14 +75,10 @@ TWO_STAGE = Recipe(
     epochs=256,
 )
 
-RECIPES = {"paper": PAPER, "two-stage": TWO_STAGE}
+FIRST_STAGE = replace(TWO_STAGE, config=replace(TWO_STAGE.config, method="float"), weight_decay=1e-5)
+"""Step 1 of the two stages: float weights, from which step 2 starts; all its other numbers are step 2's."""
 
-FLOAT_RECIPES = {
-    "paper": replace(PAPER, config=None),
-    # Step 1 of the two stages has binary activations as well; all of its numbers but the weight decay are step 2's.
-    "two-stage": replace(TWO_STAGE, config=None, weight_decay=1e-5),
-}
-"""The same for networks of float weights: teachers and baselines."""
+RECIPES = {"paper": PAPER, "two-stage": TWO_STAGE}
 
 T_MIN = {"resnet20": 1e-3, "vgg-small": 1e-1}
 """Where the estimator's temperature starts in IR-Net's code, for networks that differ from the recipe."""
@@ -91,16 +87,12 @@ T_MIN = {"resnet20": 1e-3, "vgg-small": 1e-1}
 def recipe(name: str, **changes: object) -> Recipe:
     """A recipe by its name, with other numbers in its :class:`Config`.
 
-    With the method "float", which :class:`Config` has not, it is the recipe of a float network, without a config.
+    With the method "float" the "two-stage" one is its first step.
 
     Raises:
         ValueError: there is no such recipe, or a number breaks a rule.
     """
     if name not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(map(repr, RECIPES))}, got {name!r}")
-    if changes.get("method") == "float":
-        if changes.get("activation_bits", 32) != 32:
-            raise ValueError(f"activation_bits must be 32 with the method 'float', got {changes['activation_bits']}")
-        return FLOAT_RECIPES[name]
-    found = RECIPES[name]
-    return replace(found, config=replace(found.config, **changes))  # type: ignore[type-var]
+    found = FIRST_STAGE if name == "two-stage" and changes.get("method") == "float" else RECIPES[name]
+    return replace(found, config=replace(found.config, **changes))  # type: ignore[arg-type]

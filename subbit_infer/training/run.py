@@ -36,7 +36,7 @@ class Run:
         network: what resumes only a run of the same.
         model: the network, with plain layers; they are prepared here.
         images: what it learns.
-        recipe: optimizer, schedule and the configuration of sub-bit layers, None for a float network.
+        recipe: optimizer, schedule and the configuration of sub-bit layers.
         epochs: passes over the training images.
         batch: images per step, over all ranks.
         seed: of the order of images and of their augmentation.
@@ -72,7 +72,8 @@ class Run:
             raise ValueError(f"batch must be 1 to the {len(self.images.train)} training images, got {self.batch}")
         if self.batch % ranks.count():
             raise ValueError(f"batch must divide by the {ranks.count()} ranks, got {self.batch}")
-        if self.recipe.config is not None:
+        self._is_plain = self.recipe.config.method == "float" and self.recipe.config.activation_bits == 32
+        if not self._is_plain:
             prepare(self.model, self.recipe.config)
         self._teacher_digest = None if self.teacher is None else fingerprint(self.teacher)
         self._layout = torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
@@ -122,7 +123,7 @@ class Run:
     def _make_step(self, chosen: Tensor) -> None:
         self.model.train()
         fraction = self.step / self.steps
-        if self.recipe.config is not None:
+        if not self._is_plain:
             set_progress(self.model, fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(fraction)
@@ -139,7 +140,7 @@ class Run:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        if self.recipe.config is not None:
+        if not self._is_plain:
             refine_(self.model, self.optimizer)
         ranks.mean_statistics_(self.model)
         self._losses.append(loss_sum / ranks.count())

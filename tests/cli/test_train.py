@@ -133,24 +133,33 @@ class TestTorchrun:
         assert "subbit: error: path must name a file" in errors
 
 
-def test_teachers_and_starts(data, tmp_path):
-    teacher = tmp_path / "teacher"
+def test_the_two_stages(data, tmp_path):
+    teacher, first, second = (tmp_path / name for name in ("teacher", "first", "second"))
     result = run(*arguments(data, teacher, "--method", "float"))
     assert result.exit_code == 0, result.stderr
     assert "A float network has no codebook to pack." in result.stdout
-    out = tmp_path / "run"
-    again = ("--teacher", str(teacher), "--start", str(teacher / "checkpoint.safetensors"), "--recipe", "two-stage")
-    result = run(*arguments(data, out, *again, "--epochs", "1", "--json"))
+    stage = ("--recipe", "two-stage", "--activation-bits", "1", "--teacher", str(teacher), "--epochs", "1", "--json")
+    result = run(*arguments(data, first, *stage, "--method", "float"))
     assert result.exit_code == 0, result.stderr
     said = json.loads(result.stdout)
+    assert said["recipe"]["weight_decay"] == 1e-5
     assert len(said["teacher"]) == 64
-    cold = run(*arguments(data, tmp_path / "cold", *again[:2], *again[4:], "--epochs", "1", "--json"))
-    assert json.loads(cold.stdout)["log"] != said["log"]
-    result = run(*arguments(data, tmp_path / "other", "--teacher", str(out)))
-    assert (result.exit_code, "must be of a run of method 'float' to be a teacher" in result.stderr) == (1, True)
-    result = run(*arguments(data, tmp_path / "other", "--start", str(tmp_path)))
+    assert not (first / "model.safetensors").exists()
+    result = run(*arguments(data, second, *stage, "--method", "snn", "--start", str(first / "checkpoint.safetensors")))
+    assert result.exit_code == 0, result.stderr
+    cold = run(*arguments(data, tmp_path / "cold", *stage, "--method", "snn"))
+    assert json.loads(cold.stdout)["log"] != json.loads(result.stdout)["log"]
+    assert (second / "model.safetensors").exists()
+
+    other = tmp_path / "other"
+    result = run(*arguments(data, other, "--teacher", str(first)))
+    assert result.exit_code == 1
+    assert (
+        "must be of a run of method 'float' with 32 activation bits to be a teacher, got ('float', 1)" in result.stderr
+    )
+    result = run(*arguments(data, other, "--start", str(tmp_path)))
     assert (result.exit_code, "no such file" in result.stderr) == (1, True)
-    assert not (tmp_path / "other").exists()
+    assert not other.exists()
 
 
 class TestTensorboard:
@@ -203,9 +212,8 @@ def test_devices(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "status", "message"),
     [
-        (["--method", "magic"], 1, "method must be one of '1-bit'"),
+        (["--method", "magic"], 1, "method must be one of 'float', '1-bit'"),
         (["--tau", "9"], 1, "tau must be an int from 1 to 8, got 9"),
-        (["--method", "float", "--activation-bits", "1"], 1, "activation_bits must be 32 with the method 'float'"),
         (["--recipe", "magic"], 1, "recipe must be one of 'paper', 'two-stage'"),
         (["--batch", "65"], 1, "batch must be 1 to the 64 training images, got 65"),
         (["--resume"], 2, "which does not exist"),

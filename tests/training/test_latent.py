@@ -13,7 +13,8 @@ from subbit_infer.training import codebooks
 from subbit_infer.training.latent import SubbitWeight
 from subbit_infer.training.preparation import latent_weight
 
-SUBBIT = [m for m in training.METHODS if m != "1-bit"]
+BINARY = [m for m in training.METHODS if m != "float"]
+SUBBIT = [m for m in BINARY if m != "1-bit"]
 
 
 def only_layer(layer: nn.Module, config: training.Config) -> tuple[nn.Module, SubbitWeight]:
@@ -28,7 +29,7 @@ def standardized(latent: torch.Tensor) -> torch.Tensor:
     return flat.view_as(latent)
 
 
-@pytest.mark.parametrize("method", training.METHODS)
+@pytest.mark.parametrize("method", BINARY)
 @pytest.mark.parametrize(
     "make", [lambda: nn.Conv2d(6, 10, 3), lambda: nn.Conv2d(32, 10, 1, groups=2), lambda: nn.Linear(32, 10)]
 )
@@ -90,7 +91,7 @@ class TestCodebooks:
 
     @pytest.mark.parametrize(("method", "changes"), [("vanilla", False), ("baseline-a", False), ("clustered", True)])
     def test_which_change(self, method, changes):
-        model = training.prepare(network(), training.Config(method, tau=3, every=1))
+        model = training.prepare(network(), training.Config(method, tau=6, every=1))
         before = [weight.codebook.clone() for _, _, weight in training.prepared_layers(model)]
         train(model, optimizer_of(model), 0, 3)
         after = [weight.codebook for _, _, weight in training.prepared_layers(model)]
@@ -117,16 +118,34 @@ class TestCodebooks:
                 chosen = counts[codebooks.numbers_of(weight.codebook)]
                 assert int(chosen.sum()) == int(counts.sort(descending=True).values[:8].sum())
 
+    @pytest.mark.parametrize("taps", [8, 9])
+    @pytest.mark.parametrize("tau", range(1, 9))
+    def test_pairs_are_far_from_each_other(self, tau, taps):
+        codewords = codebooks.spread_pairs(tau, taps, seed=0)
+        half = 2**tau // 2
+        assert codewords.shape == (2**tau, taps)
+        assert torch.equal(codewords[half:], -codewords[:half])
+        assert len(codewords.unique(dim=0)) == 2**tau
+        products = (codewords[:half] @ codewords[:half].t()).abs().fill_diagonal_(0)
+        random = codebook.vanilla(tau, (1, 3, 3) if taps == 9 else (8, 1, 1), seed=0).flatten(1)
+        assert products.max() <= (random @ random.t()).fill_diagonal_(0).max()
+
+    def test_clustered_codewords_keep_their_negatives(self):
+        model = training.prepare(network(), training.Config("clustered", tau=4, every=1))
+        train(model, optimizer_of(model), 0, 5)
+        for _, _, weight in training.prepared_layers(model):
+            assert torch.equal(weight.codebook[8:], -weight.codebook[:8])
+
     def test_clustering_makes_weights_nearer(self):
         torch.manual_seed(0)
         layer, weight = only_layer(nn.Conv2d(32, 32, 3), training.Config("clustered", tau=4, every=1))
         optimizer = torch.optim.SGD(layer.parameters(), 0.1)
         model = nn.Sequential(layer)
-        weight.codebook.copy_(weight.codebook[:1].expand_as(weight.codebook))  # the worst start
+        weight.codebook.copy_(weight.codebook[:1].expand_as(weight.codebook)).view(2, 8, 9)[1].neg_()  # the worst start
 
         def distance() -> float:
             units = weight.units(weight.standardized(latent_weight(layer)))
-            return float((units - weight.codebook[weight.nearest(units)]).square().sum())
+            return float((units - weight.codebook[weight.nearest(units)]).detach().square().sum())
 
         distances = [distance()]
         for _ in range(5):
@@ -146,7 +165,7 @@ class TestCodebooks:
 
     def test_dead_and_equal_codewords_are_restarted(self):
         layer, weight = only_layer(nn.Conv2d(8, 8, 3), training.Config("clustered", tau=2, every=1))
-        weight.codebook.fill_(1.0)  # all equal: three are dead
+        weight.codebook.fill_(1.0).view(2, 2, 9)[1].neg_()  # equal pairs: one is dead
         training.refine_(nn.Sequential(layer), torch.optim.SGD(layer.parameters(), 0.1))
         assert len(weight.codebook.unique(dim=0)) == 4
 
@@ -191,7 +210,7 @@ class TestRefinement:
         weight.patterns.copy_(before)
         weight.patterns[0, 0] = -5e-4 * before[0, 0]  # on the other side, too near to zero
         weight.patterns[1, 5] = -2e-3 * before[1, 5]
-        weight.steps.fill_(2)
+        weight.count_steps(2)
         training.refine_(nn.Sequential(layer), torch.optim.SGD(layer.parameters(), 0.1))
         changed = (weight.codebook != before).nonzero().tolist()
         assert changed == [[1, 5]]
@@ -202,7 +221,7 @@ class TestRefinement:
             layer, weight = self.make()
             weight.codebook[1:] = weight.codebook[0]
             weight.patterns.copy_(weight.codebook)
-            weight.steps.fill_(2)
+            weight.count_steps(2)
             training.refine_(nn.Sequential(layer), torch.optim.SGD(layer.parameters(), 0.1))
             assert len(weight.codebook.unique(dim=0)) == 4
             assert torch.equal(weight.patterns.sign(), weight.codebook)

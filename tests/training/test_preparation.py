@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from subbit_infer import convert, models, training
 
-METHODS = training.METHODS
+METHODS = [method for method in training.METHODS if method != "float"]
 
 
 @pytest.mark.parametrize("activation_bits", [32, 1])
@@ -42,6 +42,26 @@ def test_training_lowers_the_loss_and_finishes_without_loss(method, activation_b
         assert {layer.activation_bits for layer in report.converted} == {activation_bits}
         with torch.no_grad():
             torch.testing.assert_close(converted(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_binary_activations_alone_are_a_first_stage():
+    model = training.prepare(network(), training.Config("float", activation_bits=1))
+    train(model, optimizer_of(model), 0, 3)
+    weights = model.conv1.weight.detach().clone()
+    x, _ = batch(0)
+    with torch.no_grad():
+        expected = model.eval()(x)
+        assert torch.equal(training.finish(model)(x), expected)
+    assert torch.equal(model.conv1.weight, weights)
+    assert len(weights.abs().unique()) > 100
+    train(
+        training.prepare(model.train(), training.Config("vanilla", tau=3, activation_bits=1)), optimizer_of(model), 0, 1
+    )
+
+
+def test_a_float_network_is_not_prepared():
+    with pytest.raises(ValueError, match="needs no preparation"):
+        training.prepare(network(), training.Config("float"))
 
 
 def test_the_optimizer_may_be_older_than_the_preparation():
@@ -94,7 +114,7 @@ class TestSteps:
                     (F.cross_entropy(model(x[rows]), y[rows]) / parts).backward()
                 optimizer.step()
                 training.refine_(model, optimizer)
-            finals.append([(int(w.steps), w.codebook) for _, _, w in training.prepared_layers(model)])
+            finals.append([(w.steps, w.codebook) for _, _, w in training.prepared_layers(model)])
         for (steps, codebook), (others, other) in zip(*finals, strict=True):
             assert steps == others == 4
             assert torch.equal(codebook, other)
