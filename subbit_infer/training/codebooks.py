@@ -97,19 +97,19 @@ def refine_(weight: SubbitWeight, latent: Tensor, rate: float) -> None:
     Raises:
         ValueError: a latent weight is not finite; looked at every ``config.every`` steps.
     """
-    config = weight.config
-    step, is_due = weight.steps, weight.is_due
-    weight.count_steps(step + 1)
+    config, step, is_due = weight.config, weight.steps, weight.is_due
     if is_due and not bool(latent.isfinite().all()):
         raise ValueError(f"latent weights must be finite, one is not after step {step + 1}: the training diverged")
-    if weight.codebook is None:
-        return
-    if config.method == "baseline-b" or (config.method == "baseline-b10" and step % 10 == 9):
-        weight.codebook.copy_(most_frequent(weight.units(weight.standardized(latent)), len(weight.codebook)))
+    codebook = weight.codebook
+    if codebook is None:
+        pass
+    elif config.method == "baseline-b" or (config.method == "baseline-b10" and step % 10 == 9):
+        codebook.copy_(most_frequent(weight.units(weight.standardized(latent)), len(codebook)))
     elif config.method == "snn" and is_due:
         _refine_patterns(weight, rate * config.refine_rate, step)
     elif config.method == "clustered" and is_due and weight.progress < config.until:
         _cluster(weight, weight.units(weight.standardized(latent)), step)
+    weight.count_steps(step + 1)
 
 
 def _refine_patterns(weight: SubbitWeight, rate: float, step: int) -> None:
@@ -121,7 +121,6 @@ def _refine_patterns(weight: SubbitWeight, rate: float, step: int) -> None:
     assert codebook is not None
     assert patterns is not None
     grad = torch.zeros_like(patterns) if weight.pattern_grad is None else weight.pattern_grad
-    weight.forget_pattern_grad()
     patterns.sub_(rate * _mean_over_ranks(grad)).clamp_(-LIMIT, LIMIT)
     turned = patterns.abs() >= MEMORY
     codebook.copy_(torch.where(turned, torch.where(patterns > 0, 1.0, -1.0), codebook))

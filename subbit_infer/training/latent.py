@@ -8,6 +8,8 @@ The nearest codeword is a step function, so the latent weight gets the gradient 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,14 +73,22 @@ class SubbitWeight(Estimated):
         self.register_buffer(
             "patterns", _patterns(codebook, config, seed) if is_refined and codebook is not None else None
         )
-        self._zeros: Tensor | None = None
         self.count_steps(0)
         self.set_progress(0.0)
 
     def count_steps(self, steps: int) -> None:
-        """Says how many steps of the optimizer were made."""
+        """Says how many steps of the optimizer were made, and forgets what patterns have collected."""
         self.steps = steps
         self.is_due = steps % self.config.every == self.config.every - 1
+        # Zeros that are added to the codewords collect the gradient of the patterns. They are no parameter: the
+        # optimizer and DistributedDataParallel have nothing to do with them.
+        collects = self.is_due and self.patterns is not None
+        self._zeros = torch.zeros_like(cast("Tensor", self.codebook)).requires_grad_() if collects else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.count_steps(self.steps)  # the zeros where the codebook is now
+        return self
 
     def set_progress(self, fraction: float) -> None:
         """Moves the estimator to a fraction of the training, 0 to 1, and keeps it for the codebook's schedule."""
@@ -136,11 +146,7 @@ class SubbitWeight(Estimated):
         codebook = self.codebook
         assert codebook is not None
         indices = self.nearest(self.units(weight))
-        if self.patterns is not None and self.is_due and self.training and torch.is_grad_enabled():
-            # Zeros that are added to the codewords collect the gradient of the patterns. They are no parameter: the
-            # optimizer and DistributedDataParallel have nothing to do with them.
-            if self._zeros is None or self._zeros.device != codebook.device:
-                self._zeros = torch.zeros_like(codebook).requires_grad_()
+        if self._zeros is not None and self.training:
             codebook = codebook + self._zeros
         return F.embedding(indices, codebook).view_as(weight)  # unlike codebook[indices] its gradient has one order
 
@@ -148,10 +154,6 @@ class SubbitWeight(Estimated):
     def pattern_grad(self) -> Tensor | None:
         """The gradient of the patterns since the last refinement, (K, taps), or None."""
         return None if self._zeros is None else self._zeros.grad
-
-    def forget_pattern_grad(self) -> None:
-        """Begins to collect anew."""
-        self._zeros = None
 
 
 def _patterns(codebook: Tensor, config: Config, seed: int) -> Tensor:

@@ -152,6 +152,27 @@ class TestSteps:
             states.append(state_of(model))
         assert_same_state(*states)
 
+    @pytest.mark.parametrize(("method", "graphs"), [("snn", 2), ("clustered", 1)])
+    def test_a_compiled_step_is_one_graph_and_one_more_where_patterns_collect(self, method, graphs):
+        torch.compiler.reset()
+        states = []
+        for compiled in (False, True):
+            config = training.Config(method, tau=3, every=3, activation_bits=1, pattern_scale=1e-2)
+            model = training.prepare(network(), config)
+            run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+            optimizer = optimizer_of(model)
+            torch._dynamo.utils.counters.clear()
+            for step in range(8):
+                training.set_progress(model, step / 8)
+                x, y = batch(step)
+                optimizer.zero_grad()
+                F.cross_entropy(run(x), y).backward()
+                optimizer.step()
+                training.refine_(model, optimizer)
+            states.append(state_of(model))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+        assert_same_state(*states)
+
     @pytest.mark.parametrize("method", METHODS)
     def test_a_resumed_run_has_the_same_bits(self, method):
         config = training.Config(method, tau=3, every=2)
@@ -182,7 +203,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"method": "magic"}, "method must be one of '1-bit', .*, got 'magic'"),
+            ({"method": "magic"}, "method must be one of 'float', .*, got 'magic'"),
             ({"tau": 0}, "tau must be an int from 1 to 8, got 0"),
             ({"tau": 9}, "tau must be an int from 1 to 8, got 9"),
             ({"tau": 2.0}, "tau must be an int"),
