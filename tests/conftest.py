@@ -35,6 +35,7 @@ SLOW = (
     "models/test_models.py::test_nothing_is_left_to_fold",
     "models/test_training.py::test_every_network",
     "training/test_ranks.py::test_other_methods_on_two_ranks",
+    "cli/test_train.py::TestTorchrun",
     "models/test_models.py::test_folded_has_the_same_bits_where_nothing_is_rounded",
     "ops/test_ops.py::test_any_problem_equals_conv2d",
 )

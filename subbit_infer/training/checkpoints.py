@@ -7,8 +7,10 @@ parameter; and ``random.NAME``, states of random generators. The metadata hold `
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,9 +104,52 @@ def load_checkpoint(
     states = _part(tensors, "random.")
     _check_same(path, "the run's generators", {k: tuple(g.get_state().shape) for k, g in generators.items()}, states)
     model.load_state_dict(weights)
+    for place, values in moments.items():  # laid out as their parameters are, which is what steps are quick with
+        for key, value in values.items():
+            if value.dim():
+                values[key] = torch.empty_like(parameters[place], dtype=value.dtype).copy_(value)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     for name, generator in generators.items():
         generator.set_state(states[name])
+
+
+def load_weights(path: str | os.PathLike[str], model: nn.Module) -> dict[str, Any]:
+    """Gives a network the weights that a finished run ended with: of prepared layers the latent ones.
+
+    Args:
+        path: of the checkpoint.
+        model: the run's network, with plain layers; everything is checked before it changes.
+
+    Returns:
+        what the run was asked for.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint of a training, one of another version, of another network, or of a run that is
+            not finished.
+    """
+    run = read_run(path)
+    if "step" not in run or run["step"] != run.get("steps"):
+        raise ValueError(f"{path} must be of a finished run, got step {run.get('step')} of {run.get('steps')}")
+    with reading(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith("model.")}  # noqa: SIM118
+    weights = {}
+    for name, value in _part(tensors, "model.").items():
+        plain = name.replace(".parametrizations.weight.original", ".weight")
+        if not re.search(r"\.(parametrizations|sign)\.", plain):  # what only training needs
+            weights[plain] = value
+    _check_same(path, "the network", {k: tuple(v.shape) for k, v in model.state_dict().items()}, weights)
+    model.load_state_dict(weights)
+    return run
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Tells networks of other weights apart: a SHA-256 of the state_dict, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

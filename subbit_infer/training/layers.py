@@ -12,7 +12,7 @@ from subbit_infer.training.latent import Sign
 class SignConv2d(nn.Conv2d):
     """A convolution of the sign of its input; padding stays 0 and contributes nothing."""
 
-    sign: Sign | None = None
+    sign: Sign | None  # no value here: it would hide the submodule
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) floats to (N, C_out, H_out, W_out)."""
@@ -22,7 +22,7 @@ class SignConv2d(nn.Conv2d):
 class SignLinear(nn.Linear):
     """A linear layer of the sign of its input."""
 
-    sign: Sign | None = None
+    sign: Sign | None  # no value here: it would hide the submodule
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C_in) floats to (..., C_out)."""

@@ -63,8 +63,8 @@ PAPER = Recipe(
 )
 
 TWO_STAGE = Recipe(
-    # github.com/yikaiw/SNN, "a two-stage improved version": its step 2, whose weights are binary too. Step 1 is the
-    # same with float weights and a weight decay of 1e-5. Its loss is distillation from a float ResNet-34.
+    # github.com/yikaiw/SNN, "a two-stage improved version": its step 2, whose weights are binary too. Its loss is
+    # distillation from a float ResNet-34.
     config=Config(method="snn", estimator="clipped", standardize=False, power_of_two_scale=False, every=25),
     optimizer="adam",
     rate=1e-3,
@@ -75,6 +75,9 @@ TWO_STAGE = Recipe(
     epochs=256,
 )
 
+FIRST_STAGE = replace(TWO_STAGE, config=replace(TWO_STAGE.config, method="float"), weight_decay=1e-5)
+"""Step 1 of the two stages: float weights, from which step 2 starts; all its other numbers are step 2's."""
+
 RECIPES = {"paper": PAPER, "two-stage": TWO_STAGE}
 
 T_MIN = {"resnet20": 1e-3, "vgg-small": 1e-1}
@@ -84,10 +87,12 @@ T_MIN = {"resnet20": 1e-3, "vgg-small": 1e-1}
 def recipe(name: str, **changes: object) -> Recipe:
     """A recipe by its name, with other numbers in its :class:`Config`.
 
+    With the method "float" the "two-stage" one is its first step.
+
     Raises:
         ValueError: there is no such recipe, or a number breaks a rule.
     """
     if name not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(map(repr, RECIPES))}, got {name!r}")
-    found = RECIPES[name]
+    found = FIRST_STAGE if name == "two-stage" and changes.get("method") == "float" else RECIPES[name]
     return replace(found, config=replace(found.config, **changes))  # type: ignore[arg-type]

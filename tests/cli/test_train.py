@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -18,6 +20,7 @@ from image_files import write_idx
 
 import subbit_infer
 from subbit_infer import models
+from subbit_infer.cli.tensorboard import scalars
 from subbit_infer.training import data as data_sets
 
 
@@ -69,11 +72,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resuming_ends_the_same(data, tmp_path):
     part = tmp_path / "part"
     command = [sys.executable, "-m", "subbit_infer", *arguments(data, part, *long)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
-    while not (part / "log.csv").exists():  # the first epoch is done
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
+    errors = interrupt(process, part)
     assert process.returncode == 130, errors
     assert "--resume goes on from" in errors
     assert not (part / "model.safetensors").exists()
@@ -87,10 +86,133 @@ def test_ctrl_c_leaves_a_checkpoint_and_resuming_ends_the_same(data, tmp_path):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def interrupt(process: subprocess.Popen[str], out: Path) -> str:
+    """Sends Ctrl-C after the first epoch; what the process then says on stderr."""
+    while not (out / "log.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    return process.communicate(timeout=300)[1]
+
+
+class TestTorchrun:
+    TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    MORE = ("--batch", "8", "--tau", "3", "--epochs")
+
+    def start(self, data, out, *more: str) -> subprocess.Popen[str]:
+        command = [*self.TORCHRUN, "-m", "subbit_infer", *arguments(data, out, *self.MORE, *more)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    def test_ctrl_c_and_resuming(self, data, tmp_path):
+        whole, part = tmp_path / "whole", tmp_path / "part"
+        process = self.start(data, whole, "4", "--json")
+        said, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert json.loads(said)["ranks"] == 2  # once, by rank 0
+        assert errors.count("epoch 4 of 4") == 1
+
+        process = self.start(data, part, "4")
+        errors = interrupt(process, part)
+        assert process.returncode != 0
+        assert errors.count("--resume goes on from") == 1
+        assert sorted(path.name for path in part.iterdir()) == ["checkpoint.safetensors", "log.csv"]
+        alone = run(*arguments(data, part, *self.MORE, "4", "--resume"))
+        assert (alone.exit_code, "must be of a run with ranks = 1, got 2" in alone.stderr) == (1, True)
+
+        process = self.start(data, part, "4", "--resume")
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert (part / "log.csv").read_text() == (whole / "log.csv").read_text()
+
+    def test_a_rank_that_fails_ends_the_others(self, data, tmp_path):
+        (tmp_path / "run" / "log.csv").mkdir(parents=True)  # rank 0 cannot write it
+        process = self.start(data, tmp_path / "run", "1000")
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode != 0
+        assert "subbit: error: path must name a file" in errors
+
+
+def test_the_two_stages(data, tmp_path):
+    teacher, first, second = (tmp_path / name for name in ("teacher", "first", "second"))
+    result = run(*arguments(data, teacher, "--method", "float"))
+    assert result.exit_code == 0, result.stderr
+    assert "A float network has no codebook to pack." in result.stdout
+    stage = ("--recipe", "two-stage", "--activation-bits", "1", "--teacher", str(teacher), "--epochs", "1", "--json")
+    result = run(*arguments(data, first, *stage, "--method", "float"))
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout)
+    assert said["recipe"]["weight_decay"] == 1e-5
+    assert len(said["teacher"]) == 64
+    assert not (first / "model.safetensors").exists()
+    result = run(*arguments(data, second, *stage, "--method", "snn", "--start", str(first / "checkpoint.safetensors")))
+    assert result.exit_code == 0, result.stderr
+    cold = run(*arguments(data, tmp_path / "cold", *stage, "--method", "snn"))
+    assert json.loads(cold.stdout)["log"] != json.loads(result.stdout)["log"]
+    assert (second / "model.safetensors").exists()
+
+    other = tmp_path / "other"
+    result = run(*arguments(data, other, "--teacher", str(first)))
+    assert result.exit_code == 1
+    assert (
+        "must be of a run of method 'float' with 32 activation bits to be a teacher, got ('float', 1)" in result.stderr
+    )
+    result = run(*arguments(data, other, "--start", str(tmp_path)))
+    assert (result.exit_code, "no such file" in result.stderr) == (1, True)
+    assert not other.exists()
+
+
+class TestTensorboard:
+    def test_it_is_asked_for_where_it_is_missing(self, data, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        result = run(*arguments(data, tmp_path / "run", "--tensorboard"))
+        assert (result.exit_code, "--tensorboard needs TensorBoard: pip install tensorboard" in result.stderr) == (
+            1,
+            True,
+        )
+        assert not (tmp_path / "run").exists()
+
+    def test_what_is_written(self, tmp_path, monkeypatch):
+        written = []
+
+        class Writer:
+            def __init__(self, folder):
+                assert folder == tmp_path
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *error):
+                written.append("closed")
+
+            def add_scalar(self, *scalar):
+                written.append(scalar)
+
+            def flush(self):
+                written.append("flushed")
+
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+        with scalars(tmp_path) as write:
+            write({"epoch": 3, "loss": 0.5, "test_accuracy": 90.0})
+        assert written == [("loss", 0.5, 3), ("test_accuracy", 90.0, 3), "flushed", "closed"]
+
+
+def test_devices(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    result = run(*arguments(data, tmp_path / "run", "--device", "cuda"))
+    assert (result.exit_code, "must be one of this machine's 0 CUDA devices, got cuda" in result.stderr) == (2, True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    result = run(*arguments(data, tmp_path / "run", "--device", "cuda"))
+    assert (result.exit_code, "must be one of this machine's 0 CUDA devices, got cuda:1" in result.stderr) == (2, True)
+    result = run(*arguments(data, tmp_path / "run", "--device", "cuda:0"))
+    assert (result.exit_code, "must be cpu or cuda under torchrun, got 'cuda:0'" in result.stderr) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "status", "message"),
     [
-        (["--method", "magic"], 1, "method must be one of '1-bit'"),
+        (["--method", "magic"], 1, "method must be one of 'float', '1-bit'"),
         (["--tau", "9"], 1, "tau must be an int from 1 to 8, got 9"),
         (["--recipe", "magic"], 1, "recipe must be one of 'paper', 'two-stage'"),
         (["--batch", "65"], 1, "batch must be 1 to the 64 training images, got 65"),

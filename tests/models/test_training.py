@@ -77,7 +77,6 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     assert without_gradient(name, 32, (8, 8)) == []
 
 
-@pytest.mark.xfail(strict=True, reason="SignConv2d.sign = None of the class hides the module of that name")
 @pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet18", "vgg-small", "reactnet18"])
 def test_gradients_reach_every_parameter_through_signs(name: str) -> None:
     assert without_gradient(name, 1, (16, 16)) == []

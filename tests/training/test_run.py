@@ -9,8 +9,10 @@ import safetensors.torch
 import torch
 from image_files import write_idx
 from networks import Net, assert_same_state, network, state_of
+from torch.nn import functional as F
 
 from subbit_infer.training import data
+from subbit_infer.training.checkpoints import load_weights
 from subbit_infer.training.recipes import PAPER, RECIPES, recipe
 from subbit_infer.training.run import Run
 
@@ -25,6 +27,10 @@ def make(
     images, *, seed: int = 0, epochs: int = 3, name: str = "paper", model: torch.nn.Module | None = None, **config
 ) -> Run:
     return Run("net", model or network(seed), images, recipe(name, tau=3, every=2, **config), epochs, 16, seed)
+
+
+def make_float(images, *, seed: int = 0, **options) -> Run:
+    return Run("net", network(seed), images, recipe("paper", method="float"), epochs=2, batch=16, seed=seed, **options)
 
 
 def go(run: Run, until: int | None = None) -> None:
@@ -127,6 +133,78 @@ def test_a_loss_that_is_not_finite(images):
         go(run)
 
 
+def test_a_float_run_resumes_with_the_same_bits(images, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    whole, first, second = make_float(images), make_float(images), make_float(images)
+    go(whole)
+    go(first, 3)
+    first.save(path)
+    second.resume(path)
+    go(second)
+    assert_same_state(state_of(whole.model), state_of(second.model))
+    assert state_of(whole.model).keys() == state_of(network()).keys()
+
+
+class NextBand(torch.nn.Module):
+    """A teacher that is sure of the class after that of the bright band."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bands = torch.stack([part.mean((1, 2, 3)) for part in x.chunk(4, 2)], 1)
+        return 10 * F.one_hot((bands.argmax(1) + 1) % 4, 10).float()
+
+
+class TestTeachers:
+    def taught(self, images, teacher: torch.nn.Module | None) -> Run:
+        chosen = recipe("paper", tau=3, every=2)
+        return Run("net", network(), images, chosen, epochs=20, batch=16, crop=False, teacher=teacher)
+
+    def test_the_student_learns_what_it_answers_and_not_the_labels(self, images):
+        run = self.taught(images, NextBand())
+        go(run)
+        assert run.log[-1]["loss"] < run.log[0]["loss"]
+        run.model.eval()
+        given = run.model(run.inputs(images.test)).argmax(1)
+        assert (given == (images.test_labels + 1) % 4).float().mean() > 0.8
+        assert run.log[-1]["test_accuracy"] < 20
+
+    def test_another_one_is_refused_in_resuming(self, images, tmp_path):
+        path = tmp_path / "checkpoint.safetensors"
+        run = self.taught(images, network(1).eval())
+        go(run, 1)
+        run.save(path)
+        self.taught(images, network(1).eval()).resume(path)
+        for other in (network(2).eval(), None):
+            with pytest.raises(ValueError, match="must be of a run with teacher = "):
+                self.taught(images, other).resume(path)
+
+
+class TestStarts:
+    def test_the_weights_of_a_finished_run(self, images, tmp_path):
+        path = tmp_path / "checkpoint.safetensors"
+        binary = {"epochs": 1, "activation_bits": 1}
+        for run in (make(images, **binary), make(images, method="float", **binary), make_float(images)):
+            go(run)
+            run.save(path)
+            model = network(1)
+            assert load_weights(path, model)["network"] == "net"
+            state = state_of(run.model)
+            latent = state.get("conv1.parametrizations.weight.original", state.get("conv1.weight"))
+            assert torch.equal(model.conv1.weight, latent)
+            assert torch.equal(model.norm1.running_var, state["norm1.running_var"])
+
+    def test_what_is_refused(self, images, tmp_path):
+        path = tmp_path / "checkpoint.safetensors"
+        run = make(images, epochs=1)
+        for message, model in (("must be of a finished run, got step 1 of 4", network(1)), ("must have shape", Net(8))):
+            go(run, 1)
+            run.save(path)
+            before = state_of(model)
+            with pytest.raises(ValueError, match=message):
+                load_weights(path, model)
+            assert_same_state(before, state_of(model))
+            go(run)
+
+
 class TestRecipes:
     def test_the_papers(self):
         made = PAPER.optimizer_for(network().parameters())
@@ -139,6 +217,9 @@ class TestRecipes:
         made = two_stage.optimizer_for(network().parameters())
         assert (type(made), made.param_groups[0]["lr"]) == (torch.optim.Adam, 1e-3)
         assert [two_stage.rate_at(f) for f in (0, 0.25, 1)] == [1e-3, 7.5e-4, 0]
+
+    def test_of_float_networks(self):
+        assert [recipe(name, method="float").weight_decay for name in ("paper", "two-stage")] == [1e-4, 1e-5]
 
     def test_unknown_ones(self):
         with pytest.raises(ValueError, match="recipe must be one of 'paper', 'two-stage', got 'magic'"):
