@@ -54,6 +54,7 @@ def notes_of(setting: Setting, runs: Path, run: Run, right: Tensor) -> dict[str,
     return {
         "network": "subbit_infer.models.resnet8(in_channels=1)",
         "accuracy": f"{100 * right.float().mean():.2f} %",
+        "right_of_first_2000": str(int(right[:IMAGES].sum())),
         "data": "Fashion-MNIST, 60,000 training images; accuracy on its 10,000 test images",
         "method": setting.method,
         "activation_bits": str(setting.activation_bits),

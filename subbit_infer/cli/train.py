@@ -15,6 +15,7 @@ import torch
 import typer
 from torch import nn
 
+import subbit_infer
 from subbit_infer.cli.screen import Json, UsageError, note, show, working
 from subbit_infer.cli.sources import Device, device_of
 from subbit_infer.cli.tensorboard import scalars
@@ -231,5 +232,20 @@ def _write_model(run: Run, path: Path) -> Path:
     model = run.model.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with working("Converting"):
         converted, _ = convert(finish(model).eval(), example, verify=True)
-        save(converted, path)
+        save(converted, path, _notes(run))
     return path
+
+
+def _notes(run: Run) -> dict[str, str]:
+    """What the model's file says of the run."""
+    config = run.recipe.config
+    return {
+        "accuracy": f"{run.log[-1]['test_accuracy']:.2f} % of {len(run.images.test)} test images",
+        "network": run.network,
+        "method": config.method,
+        "activation_bits": str(config.activation_bits),
+        "images": str(len(run.images.train)),
+        "epochs": str(run.epochs),
+        "seed": str(run.seed),
+        "subbit_infer": subbit_infer.__version__,
+    }

@@ -126,7 +126,8 @@ class SubbitWeight(Estimated):
         # The deviation, unbiased, of what has no mean: a sixth of the time of torch's std.
         degrees = max(flat.shape[1] - 1, 1)
         deviation = torch.linalg.vector_norm(flat, dim=1, keepdim=True) / math.sqrt(degrees)
-        return (flat / deviation.clamp_min(1e-12)).view_as(latent)
+        standardized: Tensor = (flat / deviation.clamp_min(1e-12)).view_as(latent)
+        return standardized
 
     def scale(self, weight: Tensor) -> Tensor:
         """The scale of each output channel of a standardized weight, (C_out, 1, 1, 1), without a gradient."""

@@ -56,6 +56,9 @@ def test_a_network(data, tmp_path, activation_bits):
     assert right == pytest.approx(said["test_accuracy"], abs=100 / 16 + 1e-3)  # a tie may be rounded otherwise
     layers = [module for module in model.modules() if isinstance(module, subbit_infer.nn.SubbitConv2d)]
     assert [layer.tau for layer in layers] == [3] * 18
+    notes = subbit_infer.files.inspect(out / "model.safetensors").notes
+    assert (notes["network"], notes["method"], notes["seed"]) == ("resnet20", "clustered", "0")
+    assert notes["accuracy"] == f"{said['test_accuracy']:.2f} % of {len(images.test)} test images"
 
 
 def test_a_1_bit_network_has_nothing_to_pack(data, tmp_path):
