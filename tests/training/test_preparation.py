@@ -73,6 +73,23 @@ def test_the_optimizer_may_be_older_than_the_preparation():
     assert not torch.equal(model.conv1.parametrizations.weight.original, before)
 
 
+@pytest.mark.parametrize(
+    ("method", "given", "used"), [("clustered", None, 0.1), ("vanilla", None, 1), ("snn", 0.5, 0.5)]
+)
+def test_latent_weights_are_made_smaller_and_stand_for_the_same(method, given, used):
+    plain = network()
+    model = training.prepare(network(), training.Config(method, tau=3, latent_scale=given))
+    whole = training.prepare(network(), training.Config(method, tau=3, latent_scale=1))
+    assert torch.equal(model.conv1.parametrizations.weight.original, plain.conv1.weight * used)
+    assert torch.equal(model.conv1.weight, whole.conv1.weight)
+
+
+def test_latent_weights_that_are_not_standardized_keep_their_size():
+    config = training.Config("clustered", tau=3, standardize=False, estimator="clipped")
+    model = training.prepare(network(), config)
+    assert torch.equal(model.conv1.parametrizations.weight.original, network().conv1.weight)
+
+
 def test_the_body_is_all_but_the_ends():
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 5), nn.Conv2d(16, 12, 1), nn.Conv2d(12, 8, 1),
@@ -211,6 +228,7 @@ class TestRefused:
             ({"estimator": "none"}, "estimator must be one of"),
             ({"t_min": 0.0}, "t_min must be above 0"),
             ({"every": 0}, "every must be an int of at least 1, got 0"),
+            ({"latent_scale": 0.0}, "latent_scale must be above 0, got 0.0"),
             ({"until": 1.5}, r"until must be in \[0, 1\], got 1.5"),
         ],
     )
