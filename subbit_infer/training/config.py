@@ -11,7 +11,7 @@ Method = Literal["float", "1-bit", "vanilla", "snn", "baseline-a", "baseline-b",
 METHODS: tuple[Method, ...] = get_args(Method)
 """Float weights, the paper's methods by its names, and "clustered", this package's own (see :mod:`codebooks`)."""
 
-Estimator = Literal["ede", "clipped"]
+Estimator = Literal["ede", "clipped", "straight"]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 
 
@@ -28,7 +28,9 @@ class Config:
         tau: bits per index, 1 to 8; there are 2^tau codewords. Not used by "float" and "1-bit".
         activation_bits: 32, or 1 to take the sign of what goes into the layers.
         estimator: the gradient of sign. "ede": the error decay estimator of IR-Net, which :func:`set_progress` moves.
-            "clipped": 1 where the weight is within [-1, 1], and Bi-Real's polynomial for activations.
+            "clipped": 1 where the weight is within [-1, 1], and Bi-Real's polynomial for activations. "straight": 1.
+        weight_estimator: the same for weights alone; None: "straight" for "clustered", whose codewords change as whole
+            units, so that no tap should be held back by its own magnitude; else ``estimator``.
         standardize: whether latent weights are balanced and standardized per output channel before their signs are
             taken, as in IR-Net.
         power_of_two_scale: whether a channel's scale is 2^round(log2(mean magnitude)), or the mean magnitude itself.
@@ -56,6 +58,7 @@ class Config:
     tau: int = 5
     activation_bits: Literal[1, 32] = 32
     estimator: Estimator = "ede"
+    weight_estimator: Estimator | None = None
     standardize: bool = True
     power_of_two_scale: bool = True
     t_min: float = 1e-2
@@ -71,6 +74,7 @@ class Config:
         for name, value, allowed in (
             ("method", self.method, METHODS),
             ("estimator", self.estimator, ESTIMATORS),
+            ("weight_estimator", self.weight_estimator, (None, *ESTIMATORS)),
             ("activation_bits", self.activation_bits, (1, 32)),
         ):
             if value not in allowed:
@@ -85,3 +89,19 @@ class Config:
             raise ValueError(f"latent_scale must be above 0, got {self.latent_scale}")
         if not 0 <= self.until <= 1:
             raise ValueError(f"until must be in [0, 1], got {self.until}")
+
+    @property
+    def estimator_of_weights(self) -> Estimator:
+        """``weight_estimator``, or what None stands for."""
+        if self.weight_estimator is not None:
+            return self.weight_estimator
+        return "straight" if self.method == "clustered" else self.estimator
+
+    @property
+    def factor_of_latents(self) -> float:
+        """``latent_scale``, or what None stands for; 1 where weights are not standardized."""
+        if not self.standardize:
+            return 1.0
+        if self.latent_scale is not None:
+            return self.latent_scale
+        return 0.1 if self.method == "clustered" else 1.0

@@ -26,13 +26,15 @@ def derivative(x: Tensor, estimator: Estimator, t: Tensor, k: Tensor, *, activat
     """What stands for the derivative of sign at x.
 
     "ede" is that of k tanh(t x): k t (1 - tanh^2(t x)). "clipped" is 1 within [-1, 1]; of activations it is that of
-    Bi-Real's polynomial, 2x + x^2 below 0 and 2x - x^2 above, within the same bounds.
+    Bi-Real's polynomial, 2x + x^2 below 0 and 2x - x^2 above, within the same bounds. "straight" is 1.
 
     Sources: IR-Net (Qin et al., CVPR 2020), section 3.3; Bi-Real Net (Liu et al., ECCV 2018), section 3.
     """
     if estimator == "ede":
         slope = torch.tanh(x * t)
         return slope.square_().neg_().add_(1).mul_(k * t)
+    if estimator == "straight":
+        return torch.ones_like(x)
     magnitude = x.abs()
     is_inside = magnitude <= 1
     return (2 - 2 * magnitude) * is_inside if activation else is_inside.to(x.dtype)

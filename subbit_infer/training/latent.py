@@ -112,7 +112,7 @@ class SubbitWeight(Estimated):
         else:
             binary = self._codewords(weight.detach())
         scaled: Tensor = Scaled.apply(  # type: ignore[no-untyped-call]
-            binary, weight, self.scale(weight), self.temperature, self.gain, self.config.estimator
+            binary, weight, self.scale(weight), self.temperature, self.gain, self.config.estimator_of_weights
         )
         return scaled
 

@@ -113,17 +113,10 @@ def _parametrize(layer: Layer, config: Config, seed: int) -> None:
     unit = _unit_of(layer)
     weight = SubbitWeight(config, unit, None, seed)
     with torch.no_grad():
-        if config.standardize:
-            layer.weight.mul_(_latent_scale(config))
+        layer.weight.mul_(config.factor_of_latents)
         units = weight.units(weight.standardized(layer.weight))
     weight = SubbitWeight(config, unit, codebooks.start(config, unit, units, seed), seed).to(layer.weight.device)
     parametrize.register_parametrization(layer, "weight", weight.train(layer.training), unsafe=True)
-
-
-def _latent_scale(config: Config) -> float:
-    if config.latent_scale is not None:
-        return config.latent_scale
-    return 0.1 if config.method == "clustered" else 1.0
 
 
 def prepared_layers(model: nn.Module) -> Iterator[tuple[str, Layer, SubbitWeight]]:

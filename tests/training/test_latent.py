@@ -69,6 +69,22 @@ def test_the_gradient_is_the_error_decay_estimators(method, fraction):
     torch.testing.assert_close(latent.grad, again.grad.float(), rtol=1e-5, atol=1e-5)
 
 
+def test_clustered_weights_have_a_straight_gradient():
+    config = training.Config("clustered", tau=3)
+    layer, weight = only_layer(nn.Linear(16, 4, bias=False), config)
+    weight.set_progress(1.0)
+    given = torch.randn(4, 16)
+    layer.weight.backward(given)
+    again = latent_weight(layer).detach().clone().requires_grad_()
+    standard = weight.standardized(again)
+    (standard * weight.scale(standard) * given).sum().backward()
+    torch.testing.assert_close(latent_weight(layer).grad, again.grad)
+    assert (
+        training.Config("clustered", estimator="clipped", weight_estimator="clipped").estimator_of_weights == "clipped"
+    )
+    assert training.Config("vanilla").estimator_of_weights == "ede"
+
+
 def test_the_clipped_estimator():
     config = training.Config("1-bit", estimator="clipped", standardize=False, power_of_two_scale=False)
     layer, _ = only_layer(nn.Linear(8, 1, bias=False), config)

@@ -226,6 +226,7 @@ class TestRefused:
             ({"tau": 2.0}, "tau must be an int"),
             ({"activation_bits": 8}, "activation_bits must be one of 1, 32, got 8"),
             ({"estimator": "none"}, "estimator must be one of"),
+            ({"weight_estimator": "none"}, "weight_estimator must be one of None, 'ede'"),
             ({"t_min": 0.0}, "t_min must be above 0"),
             ({"every": 0}, "every must be an int of at least 1, got 0"),
             ({"latent_scale": 0.0}, "latent_scale must be above 0, got 0.0"),
