@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from matplotlib.figure import Figure
 
-from accuracy import SEEDS, SUBBIT, TAUS
+from accuracy import SEEDS, SUBBIT, TAUS, settings
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 NAMES = {
@@ -121,11 +121,12 @@ def page(runs: Sequence[dict[str, Any]]) -> str:
     hours = sum(run["seconds"] for run in runs) / 3600
     machines = sorted({run["environment"]["cpu"] for run in runs})
     commits = sorted({run["environment"]["commit"] for run in runs})
+    wanted = len(list(settings(quick=False)))
     parts.append(
-        f"## How it was made\n\n{len(runs)} runs, {hours:.1f} hours of one core each, on {'; '.join(machines)}, beside "
-        f"other work; commit{'s' * (len(commits) > 1)} {', '.join(commits)}. Every run's figures are in "
-        "[accuracy.json](accuracy.json). The paper's column is its Table 8 (supplement): ResNet-18, ImageNet, "
-        "120 epochs; it shows the order, not the height.\n"
+        f"## How it was made\n\n{len(runs)} of {wanted} runs, {hours:.1f} hours of one core, on {'; '.join(machines)}, "
+        f"beside other work; commit{'s' * (len(commits) > 1)} {', '.join(commits)}. Every run's figures are in "
+        "[accuracy.json](accuracy.json). The paper's column is its Table 8 (supplement): ResNet-18, ImageNet, 120 "
+        "epochs; it shows the order, not the height.\n"
     )
     return "\n".join(part for part in parts if part.strip())
 

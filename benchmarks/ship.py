@@ -38,7 +38,10 @@ def trained(setting: Setting, runs: Path, images: data.Images) -> Run:
     model = models.resnet8(bits, len(images.classes), seed, images.train.shape[1]).train()
     chosen = recipe("paper", method=method, tau=tau, activation_bits=bits, seed=100 * seed)
     run = Run(NETWORK, model, images, chosen, EPOCHS, BATCH, seed, crop=False)
-    run.resume(runs / f"{setting.name}.safetensors")
+    tensors = safetensors.torch.load_file(runs / f"{setting.name}.safetensors")
+    run.model.load_state_dict(
+        {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    )
     return run
 
 
