@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -44,7 +45,7 @@ class Config:
         latent_scale: what :func:`prepare` multiplies latent weights with, where they are standardized, so that it
             changes nothing about what they stand for; None: a tenth for "clustered", 1 for the paper's methods. A step
             turns smaller weights farther: at 1, weights after five epochs of Fashion-MNIST still had a correlation of
-            0.8 with those they were drawn as (docs/accuracy.md). Give 1 to weights that are trained already.
+            0.8 with those they were drawn as (benchmarks/NOTES.md). Give 1 to weights that are trained already.
         seed: of the first layer's codebook; every layer takes the next number.
 
     Raises:
@@ -85,8 +86,12 @@ class Config:
             raise ValueError(f"t_min must be above 0 and at most t_max = {self.t_max}, got {self.t_min}")
         if type(self.every) is not int or self.every < 1:
             raise ValueError(f"every must be an int of at least 1, got {self.every!r}")
-        if self.latent_scale is not None and not self.latent_scale > 0:
-            raise ValueError(f"latent_scale must be above 0, got {self.latent_scale}")
+        for name, number in (
+            ("refine_rate", self.refine_rate), ("pattern_scale", self.pattern_scale),
+            ("latent_scale", 1 if self.latent_scale is None else self.latent_scale),
+        ):  # fmt: skip
+            if not 0 < number < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {number}")
         if not 0 <= self.until <= 1:
             raise ValueError(f"until must be in [0, 1], got {self.until}")
 

@@ -12,6 +12,7 @@ from subbit_infer.core import codebook
 from subbit_infer.training import codebooks
 from subbit_infer.training.latent import SubbitWeight
 from subbit_infer.training.preparation import latent_weight
+from subbit_infer.training.recipes import recipe
 
 BINARY = [m for m in training.METHODS if m != "float"]
 SUBBIT = [m for m in BINARY if m != "1-bit"]
@@ -184,6 +185,49 @@ class TestCodebooks:
         weight.codebook.fill_(1.0).view(2, 2, 9)[1].neg_()  # equal pairs: one is dead
         training.refine_(nn.Sequential(layer), torch.optim.SGD(layer.parameters(), 0.1))
         assert len(weight.codebook.unique(dim=0)) == 4
+
+
+class TestPublishedCode:
+    """The gradients of the published training code (github.com/yikaiw/SNN, step 2), written out again."""
+
+    def published(self, latent, patterns, signs, x, *, refines: bool):
+        latent, patterns = latent.detach().requires_grad_(), patterns.detach().requires_grad_()
+        scale = latent.detach().abs().mean((1, 2, 3), keepdim=True)
+        flat = latent.detach().view(-1, 9)
+        nearest = (flat[:, None] - signs).norm(dim=2).argmin(1)
+        clipped = latent.clamp(-1, 1)
+        binary = signs[nearest].view_as(latent) + clipped - clipped.detach()
+        if refines:
+            learnt = patterns[nearest].view_as(latent)
+            binary = binary + learnt - learnt.detach()
+        polynomial = torch.where(x < 0, x * x + 2 * x, 2 * x - x * x)
+        soft = torch.where(x.detach().abs() < 1, polynomial, x.detach().sign())
+        y = nn.functional.conv2d(x.detach().sign() + soft - soft.detach(), scale * binary, padding=1)
+        y.square().sum().backward()
+        return latent.grad, patterns.grad
+
+    @pytest.mark.parametrize("refines", [False, True])
+    @pytest.mark.parametrize("tau", [3, 5])
+    def test_gradients_of_weights_patterns_and_activations(self, refines, tau):
+        torch.manual_seed(0)
+        config = recipe("two-stage", method="snn", tau=tau, activation_bits=1).config
+        model = training.prepare(nn.Sequential(nn.Conv2d(8, 12, 3, padding=1, bias=False)), config, ["0"])
+        ((_, layer, weight),) = training.prepared_layers(model)
+        latent_weight(layer).data.mul_(5)  # some beyond 1
+        weight.count_steps(24 if refines else 3)
+        x = 1.5 * torch.randn(2, 8, 6, 6)
+        x_ours, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        model(x_ours).square().sum().backward()
+        signs = weight.codebook
+        theirs, of_patterns = self.published(latent_weight(layer), weight.patterns, signs, x_theirs, refines=refines)
+        torch.testing.assert_close(latent_weight(layer).grad, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
+        torch.testing.assert_close(x_ours.grad, x_theirs.grad, rtol=1e-5, atol=1e-5 * x_theirs.grad.abs().max().item())
+        if refines:
+            bound = 1e-5 * of_patterns.abs().max().item()
+            torch.testing.assert_close(weight.pattern_grad, of_patterns, rtol=1e-5, atol=bound)
+        else:
+            assert of_patterns is None
+            assert weight.pattern_grad is None
 
 
 class TestRefinement:

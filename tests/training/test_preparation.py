@@ -229,7 +229,9 @@ class TestRefused:
             ({"weight_estimator": "none"}, "weight_estimator must be one of None, 'ede'"),
             ({"t_min": 0.0}, "t_min must be above 0"),
             ({"every": 0}, "every must be an int of at least 1, got 0"),
-            ({"latent_scale": 0.0}, "latent_scale must be above 0, got 0.0"),
+            ({"latent_scale": 0.0}, "latent_scale must be above 0 and finite, got 0.0"),
+            ({"refine_rate": float("nan")}, "refine_rate must be above 0 and finite, got nan"),
+            ({"pattern_scale": float("inf")}, "pattern_scale must be above 0 and finite, got inf"),
             ({"until": 1.5}, r"until must be in \[0, 1\], got 1.5"),
         ],
     )
