@@ -33,7 +33,7 @@ def data(tmp_path):
 
 
 def arguments(data, out, *more: str) -> list[str]:
-    return ["train", "resnet20", "--data", str(data), "--out", str(out), "--epochs", "2", "--batch", "32", *more]
+    return ["train", "resnet8", "--data", str(data), "--out", str(out), "--epochs", "2", "--batch", "32", *more]
 
 
 @pytest.mark.parametrize("activation_bits", ["32", "1"])
@@ -46,7 +46,7 @@ def test_a_network(data, tmp_path, activation_bits):
     rows = list(csv.DictReader((out / "log.csv").open()))
     assert [float(row["loss"]) for row in rows] == [row["loss"] for row in said["log"]]
     assert len(rows) == 2
-    plain = models.resnet20(int(activation_bits), num_classes=4, in_channels=1)
+    plain = models.resnet8(int(activation_bits), num_classes=4, in_channels=1)
     model = subbit_infer.load(out / "model.safetensors", plain)
     images = data_sets.load(data)
     pixels = images.train.float() / 255
@@ -55,9 +55,9 @@ def test_a_network(data, tmp_path, activation_bits):
     right = (logits.argmax(1) == images.test_labels).float().mean().item() * 100
     assert right == pytest.approx(said["test_accuracy"], abs=100 / 16 + 1e-3)  # a tie may be rounded otherwise
     layers = [module for module in model.modules() if isinstance(module, subbit_infer.nn.SubbitConv2d)]
-    assert [layer.tau for layer in layers] == [3] * 18
+    assert [layer.tau for layer in layers] == [3] * 6
     notes = subbit_infer.files.inspect(out / "model.safetensors").notes
-    assert (notes["network"], notes["method"], notes["seed"]) == ("resnet20", "clustered", "0")
+    assert (notes["network"], notes["method"], notes["seed"]) == ("resnet8", "clustered", "0")
     assert notes["accuracy"] == f"{said['test_accuracy']:.2f} % of {len(images.test)} test images"
 
 
