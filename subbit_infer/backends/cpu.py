@@ -185,8 +185,18 @@ def nearest(units: Tensor, codebook: Tensor, level: str | None = None) -> Tensor
         level: as for :func:`plan`.
 
     Raises:
-        ValueError: taps is not 8 or 9, or the level is unknown or more than the machine has.
+        TypeError: a tensor is not float32.
+        ValueError: the taps differ or are not 8 or 9, a storage was resized to 0, or the level is unknown or more than
+            the machine has.
     """
+    for name, tensor in (("units", units), ("codebook", codebook)):  # the kernel sees addresses alone
+        if tensor.dtype != torch.float32:
+            raise TypeError(f"{name} must be float32, got {tensor.dtype}")
+        check_memory(name, tensor)
+    if units.dim() != 2 or codebook.dim() != 2 or units.shape[1] != codebook.shape[1]:
+        raise ValueError(
+            f"units and codebook must be (N, taps) and (K, taps), got {tuple(units.shape)} and {tuple(codebook.shape)}"
+        )
     units, codebook = units.contiguous(), codebook.contiguous()
     indices = torch.empty(len(units), dtype=torch.int64)
     count, taps = units.shape

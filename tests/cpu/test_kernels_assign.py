@@ -63,3 +63,7 @@ def test_other_units_are_refused():
         nearest(torch.ones(3, 4), torch.ones(2, 4))
     with pytest.raises(ValueError, match=r"codewords must be 1 to 2\^taps, got 0"):
         nearest(torch.ones(3, 9), torch.ones(0, 9))
+    with pytest.raises(TypeError, match=r"units must be float32, got torch.float64"):
+        nearest(torch.ones(3, 9, dtype=torch.float64), torch.ones(2, 9))
+    with pytest.raises(ValueError, match=r"got \(3, 9\) and \(2, 8\)"):
+        nearest(torch.ones(3, 9), torch.ones(2, 8))
