@@ -67,13 +67,17 @@ def settings(*, quick: bool) -> Iterator[Setting]:
                 yield from (Setting(method, tau, bits, seed) for method in methods)
 
 
+def run_of(setting: Setting, images: data.Images) -> Run:
+    """A run of a setting, before its first step."""
+    method, tau, bits, seed = setting
+    model = models.resnet8(bits, len(images.classes), seed, images.train.shape[1]).train()
+    chosen = recipe("paper", method=method, tau=tau, activation_bits=bits, seed=100 * seed)
+    return Run(NETWORK, model, images, chosen, EPOCHS, BATCH, seed, crop=False)
+
+
 def make(setting: Setting, folder: Path, images: data.Images) -> Iterator[int]:
     """Trains one network and writes NAME.safetensors, its state, and NAME.json; gives steps."""
-    method, tau, bits, seed = setting
-    classes, channels = len(images.classes), images.train.shape[1]
-    model = models.resnet8(bits, classes, seed, channels).train()
-    chosen = recipe("paper", method=method, tau=tau, activation_bits=bits, seed=100 * seed)
-    run = Run(NETWORK, model, images, chosen, EPOCHS, BATCH, seed, crop=False)
+    run = run_of(setting, images)
     start = time.time()
     yield from run.train()
     result = {

@@ -17,10 +17,9 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from accuracy import BATCH, EPOCHS, FASHION_MNIST, NETWORK, Setting
-from subbit_infer import convert, models, save
+from accuracy import EPOCHS, FASHION_MNIST, Setting, run_of
+from subbit_infer import convert, save
 from subbit_infer.training import data, finish
-from subbit_infer.training.recipes import recipe
 from subbit_infer.training.run import Run
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "fashion-mnist"
@@ -34,10 +33,7 @@ NETWORKS = {
 
 def trained(setting: Setting, runs: Path, images: data.Images) -> Run:
     """The run as it ended."""
-    method, tau, bits, seed = setting
-    model = models.resnet8(bits, len(images.classes), seed, images.train.shape[1]).train()
-    chosen = recipe("paper", method=method, tau=tau, activation_bits=bits, seed=100 * seed)
-    run = Run(NETWORK, model, images, chosen, EPOCHS, BATCH, seed, crop=False)
+    run = run_of(setting, images)
     tensors = safetensors.torch.load_file(runs / f"{setting.name}.safetensors")
     run.model.load_state_dict(
         {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}

@@ -29,19 +29,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fashion
+from photographs import SIDE, photographs
 from subbit_infer import convert
 from subbit_infer.backends import native
 from subbit_infer.models import body_convs, calibrate, make_subbit_weights, resnet18, to_subbit
 
 TAU = 5
-SIDE = 224
 WARM_UP = 3
-CHANNEL_MEANS, CHANNEL_DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 # Largest differences allowed, relative to the largest output, by activation bits. Float: both sides add up to 4608
 # float32 terms, each in its own order, sqrt(4608) * 2^-24 = 4e-6 of a typical sum; one wrong tap would show as about
@@ -143,23 +141,6 @@ class Outcome:
     def body(self) -> Times:
         """The sum over the layers, each dense one in its own better layout."""
         return Times(sum(t.dense for _, _, t in self.layers), sum(t.subbit for _, _, t in self.layers))
-
-
-def photographs() -> Tensor:
-    """Scikit-learn's two sample photographs and their mirror images, 224 x 224, normalized; the first is china.jpg."""
-    photos = torch.cat([photograph(name) for name in ("china.jpg", "flower.jpg")])
-    return torch.cat([photos, photos.flip(-1)])
-
-
-def photograph(name: str) -> Tensor:
-    """One sample photograph: the middle square, resized."""
-    pixels = torch.tensor(load_sample_image(name)).permute(2, 0, 1)[None].float() / 255
-    side = min(pixels.shape[-2:])
-    top, left = ((length - side) // 2 for length in pixels.shape[-2:])
-    square = pixels[..., top : top + side, left : left + side]
-    small = F.interpolate(square, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
-    means, deviations = (torch.tensor(v).view(3, 1, 1) for v in (CHANNEL_MEANS, CHANNEL_DEVIATIONS))
-    return (small - means) / deviations
 
 
 def make_networks(activation_bits: int) -> Networks:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from subbit_infer.core import codebook
 from subbit_infer.core.bits import bits_of_numbers, numbers_of_bits
 from subbit_infer.core.units import Unit
+from subbit_infer.training import ranks
 from subbit_infer.training.config import Config
 from subbit_infer.training.latent import SubbitWeight
 
@@ -121,18 +122,11 @@ def _refine_patterns(weight: SubbitWeight, rate: float, step: int) -> None:
     assert codebook is not None
     assert patterns is not None
     grad = torch.zeros_like(patterns) if weight.pattern_grad is None else weight.pattern_grad
-    patterns.sub_(rate * _mean_over_ranks(grad)).clamp_(-LIMIT, LIMIT)
+    patterns.sub_(rate * (ranks.sum_(grad) / ranks.count())).clamp_(-LIMIT, LIMIT)
     turned = patterns.abs() >= MEMORY
     codebook.copy_(torch.where(turned, torch.where(patterns > 0, 1.0, -1.0), codebook))
     fresh = _replace_duplicates(codebook, weight.seed + step)
     patterns[fresh] = patterns[fresh].abs() * codebook[fresh]
-
-
-def _mean_over_ranks(grad: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(grad)
-        return grad / torch.distributed.get_world_size()
-    return grad
 
 
 def _replace_duplicates(codebook: Tensor, seed: int) -> Tensor:
